@@ -1,0 +1,1 @@
+"""Tokens out: from a request to the tokens that answer it."""

@@ -1,0 +1,183 @@
+"""Every error a user can meet, sorted by what the caller can do about it.
+
+    HyprstreamError                    code, hint                            HTTP  exit
+      InvalidInputError                the caller can fix it                  400     2
+        InvalidReferenceError
+        InvalidRequestError
+        InvalidSettingsError
+        ContextTooLongError
+        ChatTemplateError
+      NotFoundError                                                           404     3
+        ModelNotFoundError
+      ConflictError                    true now, maybe not later              409     4
+        CacheBusyError
+      UnsupportedError                 we do not do this                      422     5
+        UnsupportedArchitectureError
+        UnsupportedFormatError
+        UnsupportedRegistryError
+        UnsupportedTokenizerError
+      UnavailableError                 try again                              503     6
+        RegistryUnreachableError
+        StorageFullError
+      CorruptError                     what is on disk is not what was written 500    7
+        CorruptWeightsError
+        CorruptTokenizerError
+        ChecksumMismatchError
+
+The branch says what the caller can do, the leaf says what happened. A message names the
+thing and the value; the hint is one sentence with the next step. Foreign exceptions are
+converted where the foreign library is called.
+"""
+
+from typing import ClassVar
+
+
+class HyprstreamError(Exception):
+    """Report something a user can act on.
+
+    Attributes:
+        hint: One sentence with the next step; empty where there is none.
+    """
+
+    http_status: ClassVar[int] = 500
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+    @property
+    def code(self) -> str:
+        """Name the error for machines: `ModelNotFoundError` -> `model_not_found`."""
+        name = type(self).__name__.removesuffix("Error")
+        return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
+
+
+class InvalidInputError(HyprstreamError):
+    """Report input that the caller can fix."""
+
+    http_status = 400
+    exit_code = 2
+
+
+class InvalidReferenceError(InvalidInputError):
+    """Report text that is not a model or adapter reference."""
+
+
+class InvalidRequestError(InvalidInputError):
+    """Report a request parameter outside its range."""
+
+
+class InvalidSettingsError(InvalidInputError):
+    """Report a setting that is unknown or outside its range."""
+
+
+class ContextTooLongError(InvalidInputError):
+    """Report a prompt that does not fit the model's context.
+
+    Attributes:
+        num_tokens: Length of the prompt.
+        max_tokens: Longest prompt that would fit.
+    """
+
+    def __init__(self, *, num_tokens: int, max_tokens: int) -> None:
+        super().__init__(
+            f"the prompt has {num_tokens} tokens, the model's context takes {max_tokens}",
+            hint="Shorten the prompt, or load the model with a larger context if it has one.",
+        )
+        self.num_tokens = num_tokens
+        self.max_tokens = max_tokens
+
+
+class ChatTemplateError(InvalidInputError):
+    """Report a chat template that refused the messages, or did something it may not."""
+
+
+class NotFoundError(HyprstreamError):
+    """Report a name that stands for nothing here."""
+
+    http_status = 404
+    exit_code = 3
+
+
+class ModelNotFoundError(NotFoundError):
+    """Report a model that is neither a path, nor cached, nor known to its registry."""
+
+
+class ConflictError(HyprstreamError):
+    """Report a state that stands against the request now and may not later."""
+
+    http_status = 409
+    exit_code = 4
+
+
+class CacheBusyError(ConflictError):
+    """Report a cache entry that another process holds."""
+
+
+class UnsupportedError(HyprstreamError):
+    """Report something that this program does not do."""
+
+    http_status = 422
+    exit_code = 5
+
+
+class UnsupportedArchitectureError(UnsupportedError):
+    """Report a model family, or a variant of one, that has no implementation."""
+
+
+class UnsupportedFormatError(UnsupportedError):
+    """Report a file format or tensor type that has no implementation."""
+
+
+class UnsupportedRegistryError(UnsupportedError):
+    """Report a reference scheme that no registry serves."""
+
+
+class UnsupportedTokenizerError(UnsupportedError):
+    """Report a vocabulary type or pre-tokenizer that has no implementation."""
+
+
+class UnavailableError(HyprstreamError):
+    """Report something that may work when tried again."""
+
+    http_status = 503
+    exit_code = 6
+
+
+class RegistryUnreachableError(UnavailableError):
+    """Report a registry that did not answer."""
+
+
+class StorageFullError(UnavailableError):
+    """Report a disk without room for what was to be written."""
+
+
+class CorruptError(HyprstreamError):
+    """Report bytes on disk that are not what was written."""
+
+    http_status = 500
+    exit_code = 7
+
+
+class CorruptWeightsError(CorruptError):
+    """Report a checkpoint that breaks the rules of its format.
+
+    Attributes:
+        file: Path of the damaged file, as text.
+    """
+
+    def __init__(self, file: object, problem: str) -> None:
+        super().__init__(
+            f"{file} is damaged: {problem}",
+            hint="Fetch the file again; if it comes from a converter, report it there.",
+        )
+        self.file = str(file)
+
+
+class CorruptTokenizerError(CorruptError):
+    """Report a tokenizer file or an embedded vocabulary that cannot be read."""
+
+
+class ChecksumMismatchError(CorruptError):
+    """Report a file whose hash is not the one its registry promised."""

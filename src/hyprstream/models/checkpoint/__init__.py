@@ -1,0 +1,1 @@
+"""Files to named tensors: mapped, validated, never copied without need."""

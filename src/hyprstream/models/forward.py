@@ -1,0 +1,52 @@
+"""What travels through a model besides its weights: tokens, how to attend, what to add.
+
+No global context and no attaching of modules: the same model object serves requests,
+embeds text and trains an adapter, because all that differs between those is in the batch.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@runtime_checkable
+class Attention(Protocol):
+    """How a layer attends. Serving reads and writes a cache; training does not."""
+
+    def attend(
+        self,
+        layer: int,
+        q: Float[Tensor, "T H D"],
+        k: Float[Tensor, "T K D"],
+        v: Float[Tensor, "T K D"],
+    ) -> Float[Tensor, "T H D"]:
+        """Mix the values `v` of all positions that each query of `layer` may see."""
+        ...
+
+
+@runtime_checkable
+class LoraView(Protocol):
+    """What adapters add to the output of one linear layer. None means nothing."""
+
+    def delta(self, path: str, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"] | None:
+        """Return what to add to the output of the linear layer at `path` for input `x`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardBatch:
+    """Everything one forward pass needs besides the weights.
+
+    Attributes:
+        token_ids: Tokens of all sequences of the step, packed.
+        positions: Position of each token within its own sequence.
+        attention: How the layers attend.
+        lora: What adapters add; None for the base model alone.
+    """
+
+    token_ids: Int[Tensor, " T"]
+    positions: Int[Tensor, " T"]
+    attention: Attention
+    lora: LoraView | None = None

@@ -1,0 +1,1 @@
+"""Where the organs meet: what the faces and Python programs talk to."""
