@@ -1,0 +1,14 @@
+"""Fuzz the GGUF reader: `python -m tests.fuzz.fuzz_gguf SECONDS FOLDER`."""
+
+import atheris  # type: ignore[import-not-found,import-untyped,unused-ignore]  # not installed
+
+with atheris.instrument_imports(include=["hyprstream"]):
+    from hyprstream.models.checkpoint import GgufFile
+
+from tests.fuzz.driver import fuzz
+from tests.models.checkpoint.forge import sound_gguf
+
+WORDS = ("GGUF", "general.alignment", "split.count")
+
+if __name__ == "__main__":
+    fuzz(GgufFile.open, sound_gguf(), WORDS)
