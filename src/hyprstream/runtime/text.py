@@ -1,0 +1,184 @@
+"""From token events to text as it streams, and to the completion it adds up to."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal, Self
+
+from hyprstream.engine.request import SamplingParams, TokenEvent, TokenLogprobs
+from hyprstream.engine.stop_strings import StopStrings
+from hyprstream.models.tokenizer import Tokenizer
+
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenText:
+    """One token of an answer, with its log probabilities if they were asked for."""
+
+    token_id: int
+    text: str
+    logprobs: TokenLogprobs | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextDelta:
+    """A piece of an answer: whole characters that will not change."""
+
+    text: str
+    tokens: tuple[TokenText, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Tokens in and out."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timings:
+    """Where the time went, in seconds of wall clock.
+
+    Attributes:
+        prompt_s: From the start to the first token.
+        generate_s: From the first token to the last.
+    """
+
+    prompt_s: float
+    generate_s: float
+    prompt_tokens: int
+    completion_tokens: int
+
+    @property
+    def prompt_tokens_per_s(self) -> float:
+        """Speed over the prompt; 0 when nothing was computed."""
+        return self.prompt_tokens / self.prompt_s if self.prompt_s > 0 else 0.0
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Speed over the tokens after the first; 0 where there are none."""
+        later = max(self.completion_tokens - 1, 0)
+        return later / self.generate_s if self.generate_s > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """A finished answer.
+
+    Attributes:
+        text: The answer, without what ended it.
+        finish_reason: `stop` at an end token or stop string, `length` at a limit, `abort`
+            when the caller closed the stream.
+        seed: What reproduces the answer.
+        tokens: The tokens of the answer; end tokens are not among them.
+    """
+
+    text: str
+    finish_reason: Literal["stop", "length", "abort"]
+    usage: Usage
+    timings: Timings
+    seed: int
+    tokens: tuple[TokenText, ...]
+
+
+class Generation:
+    """An answer in the making: iterate over it for text as it comes.
+
+    Close it, or leave its `with` block, to stop early. Once it has ended, `completion`
+    holds the whole.
+    """
+
+    def __init__(
+        self,
+        events: Iterator[TokenEvent],
+        tokenizer: Tokenizer,
+        params: SamplingParams,
+        *,
+        prompt_tokens: int,
+        seed: int,
+        clock: Clock = time.perf_counter,
+    ) -> None:
+        self._events = events
+        self._tokenizer = tokenizer
+        self._decoder = tokenizer.stream()
+        self._stops = StopStrings(params.stop)
+        self._reports_tokens = params.logprobs is not None
+        self._prompt_tokens = prompt_tokens
+        self._seed = seed
+        self._clock = clock
+        self._started = clock()
+        self._first: float | None = None
+        self._last = self._started
+        self._text: list[str] = []
+        self._tokens: list[TokenText] = []
+        self._num_generated = 0
+        self._finish: Literal["stop", "length", "abort"] | None = None
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> TextDelta:
+        """Compute until there is something to show."""
+        while self._finish is None:
+            delta = self._step()
+            if delta.text or (self._reports_tokens and delta.tokens):
+                return delta
+        raise StopIteration
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop computing; what has been generated stays in `completion`."""
+        if self._finish is None:
+            self._finish = "abort"
+        close = getattr(self._events, "close", None)
+        if close is not None:
+            close()
+
+    @property
+    def completion(self) -> Completion:
+        """The whole answer so far; complete once the iteration has ended."""
+        first = self._first if self._first is not None else self._last
+        return Completion(
+            text="".join(self._text),
+            finish_reason=self._finish or "abort",
+            usage=Usage(prompt_tokens=self._prompt_tokens, completion_tokens=self._num_generated),
+            timings=Timings(
+                prompt_s=first - self._started,
+                generate_s=self._last - first,
+                prompt_tokens=self._prompt_tokens,
+                completion_tokens=self._num_generated,
+            ),
+            seed=self._seed,
+            tokens=tuple(self._tokens),
+        )
+
+    def _step(self) -> TextDelta:
+        event = next(self._events)
+        self._last = self._clock()
+        if self._first is None:
+            self._first = self._last
+        self._num_generated += 1
+        tokens: tuple[TokenText, ...] = ()
+        text = ""
+        if not event.is_stop:
+            piece = self._tokenizer.token_text(event.token_id)
+            tokens = (TokenText(token_id=event.token_id, text=piece, logprobs=event.logprobs),)
+            text = self._stops.push(self._decoder.push(event.token_id))
+        if event.finish is not None and self._stops.matched is None:
+            text += self._stops.push(self._decoder.finish())
+            text += self._stops.finish()
+        if self._stops.matched is not None:
+            self.close()
+            self._finish = "stop"
+        elif event.finish is not None:
+            self._finish = event.finish
+        self._text.append(text)
+        self._tokens.extend(tokens)
+        return TextDelta(text=text, tokens=tokens)
