@@ -1,0 +1,113 @@
+"""`hyprstream model`: what a model is, and which models are on this machine."""
+
+from typing import Annotated
+
+import typer
+
+from hyprstream.cli.options import FormatOption, QuietOption, RefArgument
+from hyprstream.cli.output import Format
+from hyprstream.cli.session import Context, ModelInfo, session_of
+from hyprstream.cli.text import in_bytes, in_millions
+from hyprstream.refs import ModelRef
+
+app = typer.Typer(no_args_is_help=True, help="Fetch, list, describe and remove models.")
+
+
+@app.command()
+def pull(ctx: Context, ref: RefArgument, quiet: QuietOption = False) -> None:
+    """Fetch a model into the cache and print where it is."""
+    from hyprstream.runtime import load_settings, open_catalog
+
+    output = session_of(ctx).output
+    output.quiet |= quiet
+    with output.progress() as progress:
+        path = open_catalog(load_settings()).pull(ModelRef.parse(ref), progress)
+    output.text(f"{path}\n")
+
+
+@app.command("list")
+def list_models(
+    ctx: Context,
+    format: FormatOption = Format.TABLE,  # noqa: A002
+    quiet: QuietOption = False,
+) -> None:
+    """List the models in the cache; with --quiet, their references only."""
+    from hyprstream.runtime import load_settings, open_catalog
+
+    output = session_of(ctx).output
+    output.quiet |= quiet
+    models = open_catalog(load_settings()).list()
+    output.table(
+        [
+            {
+                "ref": str(model.card.ref),
+                "size_bytes": model.card.size_bytes,
+                "fetched_at": model.fetched_at.isoformat(timespec="seconds"),
+                "path": str(model.path),
+                "source": model.card.source,
+            }
+            for model in models
+        ],
+        format,
+        identifier="ref",
+        shown=[
+            {
+                "ref": str(model.card.ref),
+                "size": in_bytes(model.card.size_bytes),
+                "fetched": f"{model.fetched_at.astimezone():%Y-%m-%d %H:%M}",
+            }
+            for model in models
+        ],
+    )
+    if not models:
+        output.hint("The cache is empty; `hyprstream pull REF` fetches a model.")
+
+
+@app.command()
+def info(
+    ctx: Context,
+    ref: Annotated[
+        str, typer.Argument(metavar="REF_OR_PATH", help="A path, or a model that was pulled.")
+    ],
+    format: FormatOption = Format.TABLE,  # noqa: A002
+) -> None:
+    """Describe a model without loading it; json and yaml hold the chat template too."""
+    from hyprstream.runtime import describe, load_settings, open_catalog
+
+    model = describe(open_catalog(load_settings()).find(ModelRef.parse(ref)))
+    session_of(ctx).output.record(model.to_dict(), format, shown=_shown(model))
+
+
+@app.command()
+def remove(
+    ctx: Context,
+    ref: RefArgument,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Remove a model from the cache; without a revision, all its revisions."""
+    from hyprstream.runtime import load_settings, open_catalog
+
+    output = session_of(ctx).output
+    catalog = open_catalog(load_settings())
+    if output.confirm(f"Remove {ref} from the cache?", yes=yes):
+        output.done(f"removed {ref}, {in_bytes(catalog.remove(ModelRef.parse(ref)))} freed")
+
+
+def _shown(model: ModelInfo) -> dict[str, str]:
+    template = model.chat_template
+    heads = f"{model.num_heads} query, {model.num_kv_heads} key/value"
+    return {
+        "name": model.name,
+        "path": str(model.path),
+        "format": model.format,
+        "architecture": f"{model.architecture} ({model.kind})",
+        "parameters": in_millions(model.num_parameters),
+        "size": in_bytes(model.size_bytes),
+        "tensors": ", ".join(f"{count} {kind}" for kind, count in model.tensor_types.items()),
+        "context": f"{model.context_length} tokens",
+        "shape": f"{model.num_layers} layers, width {model.width}, {heads} heads",
+        "vocabulary": str(model.vocab_size),
+        "tokenizer": model.tokenizer,
+        "chat template": "none" if template is None else f"{len(template)} characters",
+        "license": model.license or "not stated",
+    }

@@ -1,0 +1,58 @@
+"""The command line in this process, with a runtime of a few lines behind it."""
+
+import io
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from hyprstream.cli.main import run
+from tests.cli.fakes import FakeRuntime
+
+_GOLDEN = Path(__file__).parent.parent / "golden" / "cli"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def runtime(monkeypatch):
+    runtime = FakeRuntime()
+    monkeypatch.setitem(sys.modules, "hyprstream.runtime", runtime)
+    return runtime
+
+
+@pytest.fixture
+def command_line(runtime, monkeypatch, capsys):  # noqa: ARG001  # stands in
+    """Run a command with text (or bytes) piped into it."""
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run_command(*arguments: str, stdin: str | bytes = "") -> Result:
+        data = stdin.encode() if isinstance(stdin, str) else stdin
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))
+        code = run(arguments)
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return run_command
+
+
+@pytest.fixture
+def golden():
+    """Compare with a recorded transcript; HYPRSTREAM_WRITE_GOLDEN=1 records it instead."""
+
+    def compare(name: str, text: str) -> None:
+        file = _GOLDEN / f"{name}.txt"
+        text = "".join(f"{line.rstrip()}\n" for line in text.splitlines())
+        if os.environ.get("HYPRSTREAM_WRITE_GOLDEN"):
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(text, encoding="utf-8")
+        assert text == file.read_text(encoding="utf-8")
+
+    return compare
