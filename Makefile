@@ -1,0 +1,47 @@
+# Every target sets up what it needs; PYTHON chooses the interpreter of a new .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+TORCH_TESTS := -n 2
+
+.PHONY: quickstart test test-all check bench docs clean
+
+quickstart: .venv/run.stamp
+	$(BIN)/hyprstream quickstart
+
+test: check
+	$(BIN)/python -m pytest $(TORCH_TESTS) -m "not slow"
+
+test-all: check
+	$(BIN)/python -m pytest $(TORCH_TESTS)
+
+check: .venv/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/bench.stamp
+	$(BIN)/python -m benchmarks
+
+docs: .venv/dev.stamp
+	$(BIN)/python -m docs.generate
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed"'
+	$(PYTHON) -m venv .venv
+
+.venv/run.stamp: .venv/bin/python pyproject.toml constraints.txt
+	$(PIP) install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+.venv/dev.stamp: .venv/bin/python pyproject.toml constraints.txt
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[test,lint]'
+	touch $@ .venv/run.stamp
+
+.venv/bench.stamp: .venv/dev.stamp
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[bench]'
+	touch $@
+
+clean:
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,20 @@
+"""Run the benchmarks, all or by name: `python -m benchmarks [NAME ...] [--rounds N]`."""
+
+import argparse
+
+from benchmarks import single_stream, start_up
+
+BENCHMARKS = {"single_stream": single_stream.main, "start_up": start_up.main}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", choices=[[], *BENCHMARKS], default=[])
+    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds of each peer")
+    arguments = parser.parse_args()
+    for name in arguments.names or BENCHMARKS:
+        BENCHMARKS[name](arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()

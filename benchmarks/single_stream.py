@@ -1,0 +1,118 @@
+"""One request at a time: load, prompt and token speed and memory, beside the peers.
+
+Each measurement is a process of its own with one thread; the engines take turns, round
+after round, and a ratio is taken within each round.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from benchmarks.models import default_model, qwen3_folder, qwen3_gguf
+
+SPEEDS = ("prefill_tokens_per_s", "decode_tokens_per_s")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One engine on one file; the first of a table is what the others are compared with."""
+
+    engine: str
+    file: Path
+    option: str
+
+    @property
+    def label(self) -> str:
+        return f"{self.engine} {self.option}"
+
+
+def measure(run: Run) -> dict[str, float]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "benchmarks.worker", run.engine, str(run.file), run.option]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{run.label} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout)
+
+
+def table(title: str, runs: Sequence[Run], rounds: int) -> None:
+    """Print medians, and ratios to the first run with their spread."""
+    results: dict[str, list[dict[str, float]]] = {run.label: [] for run in runs}
+    for _ in range(rounds):
+        for run in runs:
+            results[run.label].append(measure(run))
+    print(f"\n{title} ({rounds} interleaved rounds, 1 thread, processor seconds)")
+    print("| engine | load s | prefill tok/s | decode tok/s | resident MB | peak MB |")
+    print("|---|---|---|---|---|---|")
+    for label, rows in results.items():
+        median = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
+        print(
+            f"| {label} | {median['load_s']:.2f} | {median['prefill_tokens_per_s']:.1f} "
+            f"| {median['decode_tokens_per_s']:.1f} | {median['resident_bytes'] / 1e6:.0f} "
+            f"| {median['peak_bytes'] / 1e6:.0f} |"
+        )
+    first, *others = results
+    print(f"\n| {first} / | prefill | decode |\n|---|---|---|")
+    for label in others:
+        cells = [spread(results[first], results[label], key) for key in SPEEDS]
+        print(f"| {label} | {cells[0]} | {cells[1]} |")
+    sys.stdout.flush()
+
+
+def spread(ours: Sequence[dict[str, float]], theirs: Sequence[dict[str, float]], key: str) -> str:
+    ratios = [mine[key] / other[key] for mine, other in zip(ours, theirs, strict=True)]
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
+def main(rounds: int) -> None:
+    has_llama_cpp = find_spec("llama_cpp") is not None
+    if not has_llama_cpp:
+        print("llama-cpp-python is not installed: its rows are left out", file=sys.stderr)
+
+    def llama(file: Path) -> list[Run]:
+        return [Run("llama.cpp", file, file.stem)] if has_llama_cpp else []
+
+    smol = default_model()
+    table(
+        f"SmolLM2-135M-Instruct, Q4_1 file of {smol.stat().st_size / 1e6:.0f} MB",
+        [Run("hyprstream", smol, "stored"), Run("transformers", smol, "bfloat16"), *llama(smol)],
+        rounds,
+    )
+    table(
+        "SmolLM2-135M-Instruct, expanded to bfloat16",
+        [Run("hyprstream", smol, "bfloat16"), Run("transformers", smol, "bfloat16")],
+        rounds,
+    )
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = qwen3_folder(Path(temporary) / "qwen3")
+        files = {
+            kind: qwen3_gguf(Path(temporary) / f"{kind}.gguf", kind)
+            for kind in ("BF16", "Q8_0", "Q4_0")
+        }
+        table(
+            "Qwen3-0.6B shape, bfloat16",
+            [
+                Run("hyprstream", folder, "bfloat16"),
+                Run("transformers", folder, "bfloat16"),
+                *llama(files["BF16"]),
+            ],
+            rounds,
+        )
+        for kind, option in (("Q8_0", "int8"), ("Q4_0", "int4")):
+            table(
+                f"Qwen3-0.6B shape, {kind}",
+                [
+                    Run("hyprstream", files[kind], "stored"),
+                    Run("hyprstream", folder, option),
+                    Run("transformers", folder, "bfloat16"),
+                    *llama(files[kind]),
+                ],
+                rounds,
+            )
