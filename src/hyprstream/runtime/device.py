@@ -29,7 +29,7 @@ def choose_device(device: Device) -> torch.device:
 def computes_bfloat16(device: torch.device) -> bool:
     """Tell whether bfloat16 arithmetic is native, and so faster than float32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
 
 

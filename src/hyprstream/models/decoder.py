@@ -1,0 +1,129 @@
+"""A causal language model: embed, layers, norm, logits."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hyprstream.models.config import ModelConfig
+from hyprstream.models.forward import ForwardBatch, LoraView
+from hyprstream.models.layers import (
+    Embedding,
+    GatedMLP,
+    Linear,
+    PreNormLayer,
+    RMSNorm,
+    RotaryTables,
+    SelfAttention,
+    Weights,
+    rms_norm,
+)
+from hyprstream.models.rotary import Rotary
+
+
+@runtime_checkable
+class Layer(Protocol):
+    """One block of a decoder: hidden states in, hidden states out."""
+
+    def __call__(
+        self, x: Float[Tensor, "T C"], rotary: RotaryTables, batch: ForwardBatch
+    ) -> Float[Tensor, "T C"]:
+        """Apply attention and feed-forward parts with their residuals."""
+        ...
+
+
+class Decoder:
+    """A causal language model whose weights are constants.
+
+    Safe to share: `forward` changes nothing, so one decoder serves requests, embeds text
+    and is the base of adapters under training at the same time.
+
+    Attributes:
+        config: What the model is made of.
+        dtype: Dtype of activations.
+        device: Where weights and activations live.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        *,
+        embedding: Embedding,
+        layers: Sequence[Layer],
+        norm: RMSNorm,
+        head: Linear,
+    ) -> None:
+        self.config = config
+        self.dtype = weights.dtype
+        self.device = weights.device
+        self._embedding = embedding
+        self._layers = tuple(layers)
+        self._norm = norm
+        self._head = head
+        self._rotary = [
+            Rotary(rope, config.head_width, config.context_length, weights.device)
+            for rope in config.ropes
+        ]
+
+    def forward(self, batch: ForwardBatch) -> Float[Tensor, "T C"]:
+        """Compute the normalised hidden state of every token of the batch."""
+        x = self._embedding(batch.token_ids)
+        if self.config.embedding_scale != 1.0:
+            # Rounded to the model's dtype first, as Gemma was trained.
+            x = x * torch.tensor(self.config.embedding_scale, dtype=x.dtype, device=x.device)
+        tables = [rotary.tables(batch.positions, x.dtype) for rotary in self._rotary]
+        for layer, rope in zip(self._layers, self.config.rope_of_layer, strict=True):
+            x = layer(x, tables[rope], batch)
+        return self._norm(x)
+
+    def logits(
+        self, hidden: Float[Tensor, "N C"], lora: LoraView | None = None
+    ) -> Float[Tensor, "N V"]:
+        """Score the vocabulary for hidden states that `forward` returned."""
+        scores = self._head(hidden, lora)
+        cap = self.config.logit_softcap
+        return scores if cap is None else torch.tanh(scores / cap) * cap
+
+
+def build_decoder(
+    config: ModelConfig, weights: Weights, make_layer: Callable[[str, int], Layer]
+) -> Decoder:
+    """Compose a decoder from the usual parts and the layers that `make_layer` builds.
+
+    Args:
+        config: What the model is made of.
+        weights: Where the constants come from.
+        make_layer: Builds the layer of a path and an index.
+    """
+    table = (config.vocab_size, config.width)
+    embedding = weights.embedding("embed_tokens", table)
+    return Decoder(
+        config,
+        weights,
+        embedding=embedding,
+        layers=[make_layer(f"layers.{i}", i) for i in range(config.num_layers)],
+        norm=rms_norm(weights, "norm", config.width, config.norm_eps),
+        head=weights.head("lm_head", embedding, tied=config.tied),
+    )
+
+
+def build_usual_decoder(
+    config: ModelConfig, weights: Weights, *, head_norm: bool = False
+) -> Decoder:
+    """Compose the decoder that Llama, Mistral and the dense Qwen models share.
+
+    Args:
+        config: What the model is made of.
+        weights: Where the constants come from.
+        head_norm: Normalise the heads of q and k.
+    """
+
+    def make_layer(path: str, layer: int) -> Layer:
+        attention = SelfAttention(config, weights, f"{path}.self_attn", layer, head_norm=head_norm)
+        mlp = GatedMLP(config, weights, f"{path}.mlp", config.mlp_width)
+        return PreNormLayer(config, weights, path, attention, mlp)
+
+    return build_decoder(config, weights, make_layer)

@@ -1,0 +1,243 @@
+"""The parts that models are composed of. Plain objects around constant weights.
+
+Parts are built complete: an architecture asks a `Weights` source for each part by its path
+and gets it loaded. There is no state in between, no training mode and no parameter to
+attach to; whatever varies travels in the `ForwardBatch` (docs/decisions/0001).
+"""
+
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hyprstream.models.config import Activation, ModelConfig
+from hyprstream.models.forward import ForwardBatch, LoraView
+from hyprstream.models.quant import Weight
+from hyprstream.models.rotary import rotate
+
+RotaryTables = tuple[Float[Tensor, "T 1 E"], Float[Tensor, "T 1 E"]]
+
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+}
+
+
+class Linear:
+    """y = x W^T + b, plus what adapters add at this path.
+
+    Attributes:
+        path: Dotted name within the model, as adapters name it.
+        weight: The constant W in its storage format, logical shape (O, I).
+        bias: The constant b.
+    """
+
+    def __init__(self, path: str, weight: Weight, bias: Float[Tensor, " O"] | None) -> None:
+        self.path = path
+        self.weight = weight
+        self.bias = bias
+
+    def __call__(self, x: Float[Tensor, "T I"], lora: LoraView | None) -> Float[Tensor, "T O"]:
+        """Apply the layer to each row."""
+        y = self.weight.matmul(x)
+        if self.bias is not None:
+            y = y + self.bias
+        if lora is not None:
+            delta = lora.delta(self.path, x)
+            if delta is not None:
+                y = y + delta
+        return y
+
+
+class Embedding:
+    """A lookup table of token vectors, in any storage format."""
+
+    def __init__(self, path: str, weight: Weight, dtype: torch.dtype) -> None:
+        self.path = path
+        self.weight = weight
+        self._dtype = dtype
+
+    def __call__(self, token_ids: Int[Tensor, " T"]) -> Float[Tensor, "T C"]:
+        """Look up one vector per token."""
+        return self.weight.rows(token_ids, self._dtype)
+
+
+class RMSNorm:
+    """Root mean square normalisation (arXiv:1910.07467), computed in float32."""
+
+    def __init__(self, scale: Float[Tensor, " C"], eps: float) -> None:
+        self._scale = scale
+        self._shape = (scale.shape[0],)
+        self._eps = eps
+
+    def __call__(self, x: Float[Tensor, "... C"]) -> Float[Tensor, "... C"]:
+        """Normalise the last dimension."""
+        return F.rms_norm(x, self._shape, self._scale, self._eps)
+
+
+class LayerNorm:
+    """Layer normalisation with scale and shift (arXiv:1607.06450)."""
+
+    def __init__(self, scale: Float[Tensor, " C"], shift: Float[Tensor, " C"], eps: float) -> None:
+        self._scale = scale
+        self._shift = shift
+        self._eps = eps
+
+    def __call__(self, x: Float[Tensor, "T C"]) -> Float[Tensor, "T C"]:
+        """Normalise the last dimension."""
+        return F.layer_norm(x, self._scale.shape, self._scale, self._shift, self._eps)
+
+
+@runtime_checkable
+class Weights(Protocol):
+    """Where the parts of a model get their constants from, by path."""
+
+    dtype: torch.dtype
+    device: torch.device
+
+    def linear(self, path: str, shape: tuple[int, int], *, bias: bool = False) -> Linear:
+        """Load the linear layer at `path`, logical shape (O, I)."""
+        ...
+
+    def embedding(self, path: str, shape: tuple[int, int]) -> Embedding:
+        """Load the table at `path`, one row per entry."""
+        ...
+
+    def vector(self, path: str, size: int) -> Float[Tensor, " size"]:
+        """Load the vector at `path`, in the compute dtype."""
+        ...
+
+    def head(self, path: str, table: Embedding, *, tied: bool | None) -> Linear:
+        """Load the output head, or share the embedding table (see `ModelConfig.tied`)."""
+        ...
+
+
+def rms_norm(weights: Weights, path: str, width: int, eps: float) -> RMSNorm:
+    """Load the RMSNorm whose scale is at `path`.weight."""
+    return RMSNorm(weights.vector(f"{path}.weight", width), eps)
+
+
+class GatedMLP:
+    """down(act(gate(x)) * up(x)) (arXiv:2002.05202)."""
+
+    def __init__(self, config: ModelConfig, weights: Weights, path: str, width: int) -> None:
+        shape = (width, config.width)
+        self._gate = weights.linear(f"{path}.gate_proj", shape, bias=config.mlp_bias)
+        self._up = weights.linear(f"{path}.up_proj", shape, bias=config.mlp_bias)
+        self._down = weights.linear(f"{path}.down_proj", shape[::-1], bias=config.mlp_bias)
+        self._activation = ACTIVATIONS[config.activation]
+
+    def __call__(self, x: Float[Tensor, "T C"], lora: LoraView | None) -> Float[Tensor, "T C"]:
+        """Apply the feed-forward part to each row."""
+        return self._down(self._activation(self._gate(x, lora)) * self._up(x, lora), lora)
+
+
+@runtime_checkable
+class Attend(Protocol):
+    """The attention part of a block."""
+
+    def __call__(
+        self, x: Float[Tensor, "T C"], rotary: RotaryTables, batch: ForwardBatch
+    ) -> Float[Tensor, "T C"]:
+        """Let every token attend as the batch says."""
+        ...
+
+
+@runtime_checkable
+class FeedForward(Protocol):
+    """The feed-forward part of a block."""
+
+    def __call__(self, x: Float[Tensor, "T C"], lora: LoraView | None) -> Float[Tensor, "T C"]:
+        """Transform each row."""
+        ...
+
+
+class SelfAttention:
+    """Grouped-query attention with separate projections (arXiv:2305.13245).
+
+    Args:
+        config: Head counts, widths and biases.
+        weights: Where projections come from.
+        path: Path of this part.
+        layer: Index of the layer, for the cache.
+        head_norm: Normalise each head of q and k before rotation, as Qwen3 and Gemma3 do.
+    """
+
+    def __init__(
+        self, config: ModelConfig, weights: Weights, path: str, layer: int, *, head_norm: bool
+    ) -> None:
+        width, bias = config.head_width, config.attention_bias
+        queries = config.num_heads * width
+        keys = config.num_kv_heads * width
+        self._q = weights.linear(f"{path}.q_proj", (queries, config.width), bias=bias)
+        self._k = weights.linear(f"{path}.k_proj", (keys, config.width), bias=bias)
+        self._v = weights.linear(f"{path}.v_proj", (keys, config.width), bias=bias)
+        self._o = weights.linear(f"{path}.o_proj", (config.width, queries), bias=config.output_bias)
+        self._q_norm = self._k_norm = None
+        if head_norm:
+            self._q_norm = rms_norm(weights, f"{path}.q_norm", width, config.norm_eps)
+            self._k_norm = rms_norm(weights, f"{path}.k_norm", width, config.norm_eps)
+        self._layer = layer
+        self._head_width = width
+
+    def __call__(
+        self, x: Float[Tensor, "T C"], rotary: RotaryTables, batch: ForwardBatch
+    ) -> Float[Tensor, "T C"]:
+        """Let every token attend as the batch says."""
+        heads = (-1, self._head_width)
+        q = self._q(x, batch.lora).unflatten(-1, heads)  # T H D
+        k = self._k(x, batch.lora).unflatten(-1, heads)  # T K D
+        v = self._v(x, batch.lora).unflatten(-1, heads)
+        if self._q_norm is not None and self._k_norm is not None:
+            q, k = self._q_norm(q), self._k_norm(k)
+        q, k = rotate(q, *rotary), rotate(k, *rotary)
+        mixed = batch.attention.attend(self._layer, q, k, v)
+        return self._o(mixed.flatten(-2), batch.lora)
+
+
+class PreNormLayer:
+    """The usual block: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(
+        self, config: ModelConfig, weights: Weights, path: str, attend: Attend, mlp: FeedForward
+    ) -> None:
+        width, eps = config.width, config.norm_eps
+        self._attend = attend
+        self._mlp = mlp
+        self._norm = rms_norm(weights, f"{path}.input_layernorm", width, eps)
+        self._mlp_norm = rms_norm(weights, f"{path}.post_attention_layernorm", width, eps)
+
+    def __call__(
+        self, x: Float[Tensor, "T C"], rotary: RotaryTables, batch: ForwardBatch
+    ) -> Float[Tensor, "T C"]:
+        """Apply the block."""
+        x = x + self._attend(self._norm(x), rotary, batch)
+        return x + self._mlp(self._mlp_norm(x), batch.lora)
+
+
+class SandwichLayer:
+    """Gemma's block: each part is normalised before and after, inside the residual."""
+
+    def __init__(
+        self, config: ModelConfig, weights: Weights, path: str, attend: Attend, mlp: FeedForward
+    ) -> None:
+        def norm(name: str) -> RMSNorm:
+            return rms_norm(weights, f"{path}.{name}", config.width, config.norm_eps)
+
+        self._attend = attend
+        self._mlp = mlp
+        self._norm = norm("input_layernorm")
+        self._attended_norm = norm("post_attention_layernorm")
+        self._mlp_norm = norm("pre_feedforward_layernorm")
+        self._transformed_norm = norm("post_feedforward_layernorm")
+
+    def __call__(
+        self, x: Float[Tensor, "T C"], rotary: RotaryTables, batch: ForwardBatch
+    ) -> Float[Tensor, "T C"]:
+        """Apply the block."""
+        x = x + self._attended_norm(self._attend(self._norm(x), rotary, batch))
+        return x + self._transformed_norm(self._mlp(self._mlp_norm(x), batch.lora))
