@@ -28,6 +28,7 @@ def load(
     package: str,
     name: str,
     *,
+    kind: str,
     aliases: Mapping[str, str] | None = None,
     error: type[UnsupportedError] = UnsupportedError,
 ) -> ModuleType:
@@ -36,6 +37,7 @@ def load(
     Args:
         package: Dotted name of the package that holds the extensions.
         name: Key asked for; may come from an untrusted file.
+        kind: What an error message calls such an extension.
         aliases: Other keys served by a module: key -> module name.
         error: Leaf of `UnsupportedError` to raise.
 
@@ -45,7 +47,6 @@ def load(
     target = (aliases or {}).get(name, name)
     known = names(package)
     if target not in known:
-        kind = package.rsplit(".", 1)[-1]
         choices = ", ".join(sorted({*known, *(aliases or {})}))
-        raise error(f"{name!r} is not a supported {kind} name", hint=f"Supported: {choices}.")
+        raise error(f"{name!r} is not a {kind} that is supported", hint=f"Supported: {choices}.")
     return importlib.import_module(f"{package}.{target}")

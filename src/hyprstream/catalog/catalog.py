@@ -160,5 +160,7 @@ class Catalog:
         return self._registry(ref).canonical(ref)
 
     def _registry(self, ref: ModelRef) -> Registry:
-        module = lookup.load(REGISTRIES, ref.scheme, error=UnsupportedRegistryError)
+        module = lookup.load(
+            REGISTRIES, ref.scheme, kind="registry", error=UnsupportedRegistryError
+        )
         return cast("Registry", module.connect(self._environ))

@@ -18,11 +18,9 @@ from hyprstream.models.template_limits import Budget, BudgetError, TemplateLimit
 from hyprstream.models.template_sandbox import TemplateEnvironment
 from hyprstream.models.tokenizer import Tokenizer
 
-# A message as OpenAI writes it: `role`, `content`, and for tools some more.
-ChatMessage = Mapping[str, Any]
-
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _MAX_ERROR_CHARS = 300
+_MAX_DEPTH = 100  # of nested data; JSON schemas of tools have less than 20
 
 
 def local_time() -> datetime:
@@ -101,7 +99,7 @@ class ChatTemplate:
 
     def render(
         self,
-        messages: Sequence[ChatMessage],
+        messages: Sequence[object],
         *,
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
@@ -111,7 +109,8 @@ class ChatTemplate:
         """Write a chat as text.
 
         Args:
-            messages: The chat so far; contents made of text parts are joined by newlines.
+            messages: The chat so far, in OpenAI's form: mappings with a `role` and a
+                `content`, which is text or a list of text parts; parts are joined by newlines.
             add_generation_prompt: End where the assistant's answer begins.
             tools: JSON schemas of what the model may call.
             documents: Texts to answer from, for models that know such.
@@ -122,22 +121,26 @@ class ChatTemplate:
             ChatTemplateError: The template refused the chat, failed, took too much or tried
                 what it may not.
         """
-        variables = self._variables(
-            messages=_checked_messages(messages),
+        return self._write(
+            _unchanged,
+            messages,
             add_generation_prompt=add_generation_prompt,
             tools=tools,
             documents=documents,
             **extra,
         )
-        return self._render(variables)
 
-    def _variables(self, **variables: Any) -> dict[str, Any]:
-        plain: dict[str, Any] = _plain(variables, "the chat")
-        return {**self._special_tokens, **plain}
-
-    def _render(self, variables: Mapping[str, Any]) -> str:
+    def _write(
+        self, change: Callable[[str], str], messages: Sequence[object], **variables: Any
+    ) -> str:
+        """Render with every text that the caller gave changed, except roles."""
+        chat = [
+            {**_plain(message, "messages", change), "role": message["role"]}
+            for message in _checked_messages(messages)
+        ]
+        given = {**_plain(variables, "the chat", change), "messages": chat}
         environment = self._environment()
-        num_chars = environment.budget.measure(variables)
+        num_chars = environment.budget.measure(given)
         if num_chars > self._limits.input_chars:
             raise InvalidRequestError(
                 f"the chat has {num_chars} characters, more than {self._limits.input_chars}",
@@ -146,7 +149,7 @@ class ChatTemplate:
         try:
             globals_ = environment.make_globals(None)
             template = Template.from_code(environment, self._code, globals_)
-            text = template.render(variables)
+            text = template.render({**self._special_tokens, **given})
         except Exception as error:  # templates can fail in any way Python can
             raise _failure(error) from error
         if len(text) > self._limits.output_chars:
@@ -164,7 +167,7 @@ class ChatTemplate:
 def encode_chat(
     tokenizer: Tokenizer,
     template: ChatTemplate,
-    messages: Sequence[ChatMessage],
+    messages: Sequence[object],
     *,
     add_generation_prompt: bool = True,
     tools: Sequence[Mapping[str, Any]] | None = None,
@@ -182,7 +185,7 @@ def encode_chat(
     Args:
         tokenizer: Of the model.
         template: How the model writes chats.
-        messages: The chat so far.
+        messages: The chat so far, as for `ChatTemplate.render`.
         add_generation_prompt: End where the assistant's answer begins.
         tools: JSON schemas of what the model may call.
         documents: Texts to answer from.
@@ -193,17 +196,13 @@ def encode_chat(
         InvalidRequestError: The messages are no chat.
         ChatTemplateError: As from `ChatTemplate.render`.
     """
-    guard = _unchanged if parse_special_in_content else tokenizer.guard
-    guarded = [
-        {key: value if key == "role" else _map_text(value, guard) for key, value in chat.items()}
-        for chat in _checked_messages(messages)
-    ]
-    text = template.render(
-        guarded,
+    text = template._write(
+        _unchanged if parse_special_in_content else tokenizer.guard,
+        messages,
         add_generation_prompt=add_generation_prompt,
-        tools=_map_text(tools, guard),
-        documents=_map_text(documents, guard),
-        **_map_text(extra, guard),
+        tools=tools,
+        documents=documents,
+        **extra,
     )
     return tokenizer.encode_guarded(text)
 
@@ -212,18 +211,7 @@ def _unchanged(text: str) -> str:
     return text
 
 
-def _map_text(value: Any, change: Callable[[str], str]) -> Any:
-    """Rebuild plain data with every text in it changed."""
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, Mapping):
-        return {_map_text(key, change): _map_text(item, change) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_map_text(item, change) for item in value]
-    return value
-
-
-def _checked_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
+def _checked_messages(messages: Sequence[object]) -> list[dict[str, Any]]:
     if not isinstance(messages, (list, tuple)) or not messages:
         raise InvalidRequestError(
             "messages is no list with at least one message",
@@ -271,14 +259,22 @@ def _kind(value: object) -> str:
     return "missing" if value is None else f"a {type(value).__name__}"
 
 
-def _plain(value: object, where: str) -> Any:
-    """Rebuild `value` from plain types; objects would bring methods into the sandbox."""
-    if value is None or type(value) in (str, int, float, bool):
+def _plain(value: object, where: str, change: Callable[[str], str], depth: int = 0) -> Any:
+    """Rebuild `value` from plain types; objects would bring their methods into the sandbox."""
+    if depth > _MAX_DEPTH:
+        raise InvalidRequestError(
+            f"{where} is nested deeper than {_MAX_DEPTH} levels", hint="Send flatter data."
+        )
+    if type(value) is str:
+        return change(value)
+    if value is None or type(value) in (int, float, bool):
         return value
     if isinstance(value, Mapping):
-        return {str(key): _plain(item, f"{where}.{key}"[:80]) for key, item in value.items()}
+        return {
+            change(str(key)): _plain(item, where, change, depth + 1) for key, item in value.items()
+        }
     if isinstance(value, (list, tuple)):
-        return [_plain(item, where) for item in value]
+        return [_plain(item, where, change, depth + 1) for item in value]
     raise InvalidRequestError(
         f"{where} holds a {type(value).__name__}", hint="Send what JSON can express."
     )

@@ -181,6 +181,7 @@ def _family(model_type: str) -> ModuleType:
     return lookup.load(
         "hyprstream.models.arch",
         model_type,
+        kind="model family",
         aliases=arch.ALIASES,
         error=UnsupportedArchitectureError,
     )

@@ -29,7 +29,6 @@ from jinja2.filters import FILTERS
 from jinja2.runtime import BlockReference, Context, LoopContext, Macro
 from jinja2.sandbox import (
     ImmutableSandboxedEnvironment,
-    SandboxedFormatter,
     safe_range,
 )
 from jinja2.utils import Cycler, Joiner, Namespace, pass_context
@@ -38,13 +37,20 @@ from typing_extensions import override
 
 from hyprstream.models.template_limits import PART_CHARS, Budget
 from hyprstream.models.template_syntax import Generation, instrument
+from hyprstream.models.template_values import (
+    MAX_WIDTH,
+    Each,
+    TemplateNamespace,
+    TextFormat,
+    check_field,
+)
 
 _CONTAINERS = (list, tuple, dict)
 _PRINTABLE = (str, int, float, type(None), Undefined, *_CONTAINERS)
-_MAX_WIDTH = 10_000  # characters of a padded field
 _MAX_INT_BITS = 65_536
 _MAX_STRFTIME_CHARS = 256
-_LARGE_WIDTH = re.compile(r"\*|[0-9]{5,}")
+# A conversion of the % operator up to its width and precision.
+_PERCENT_FIELD = re.compile(r"%((?:\([^)]*\))?[-#0 +]*[0-9*]*(?:\.[0-9*]*)?)")
 
 _TEXT_METHODS = (
     *("capitalize", "casefold", "center", "count", "endswith", "find", "format", "index"),
@@ -75,60 +81,12 @@ _FILTERS = (
 )
 # Filters and methods whose numbers are sizes, and those that make a list of a text.
 _SIZED = frozenset({"batch", "center", "ljust", "rjust", "round", "slice", "zfill"})
-_LISTING = frozenset({"batch", "list", "rsplit", "slice", "sort", "split", "splitlines", "unique"})
-
-
-class _TemplateNamespace(Namespace):
-    """Jinja's namespace, without the names through which the interpreter is reached."""
-
-    def __init__(*args: Any, **kwargs: Any) -> None:  # names may be `self`
-        self, *given = args
-        names = dict(*given, **kwargs)
-        for name in names:
-            _check_public(name)
-        Namespace.__init__(self, names)
-
-    @override
-    def __setitem__(self, name: str, value: Any) -> None:
-        _check_public(name)
-        super().__setitem__(name, value)
-
-
-class _Each(list[Any]):
-    """The items of a loop, with a look at the clock at each."""
-
-    def __init__(self, items: Iterable[Any], tick: Callable[[], None]) -> None:
-        super().__init__(items)
-        self._tick = tick
-
-    @override
-    def __iter__(self) -> Iterator[Any]:
-        for item in super().__iter__():
-            self._tick()
-            yield item
-
-
-class _BoundedFormatter(SandboxedFormatter):
-    """`str.format` without wide fields."""
-
-    @override
-    def format_field(self, value: Any, format_spec: str) -> Any:
-        if _LARGE_WIDTH.search(format_spec):
-            raise SecurityError(f"a field of format {format_spec!r} is too wide")
-        return super().format_field(value, format_spec)
-
-
-class _Format:
-    """The method `format` of one text."""
-
-    def __init__(self, environment: "TemplateEnvironment", text: str) -> None:
-        self._environment = environment
-        self._text = text
-
-    def __call__(self, *args: Any, **kwargs: Any) -> str:
-        budget = self._environment.budget
-        budget.require(self._text.count("{") * budget.measure([args, kwargs]))
-        return _BoundedFormatter(self._environment).vformat(self._text, args, kwargs)
+_LISTING = frozenset(
+    (
+        *("batch", "groupby", "list", "rsplit", "slice", "sort", "split", "splitlines"),
+        *("title", "unique", "wordcount"),
+    )
+)
 
 
 class TemplateEnvironment(ImmutableSandboxedEnvironment):
@@ -151,7 +109,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         self.globals = {
             "range": safe_range,
             "dict": self._new_dict,
-            "namespace": _TemplateNamespace,
+            "namespace": TemplateNamespace,
             "cycler": Cycler,
             "joiner": Joiner,
             "raise_exception": _raise_exception,
@@ -201,7 +159,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         if isinstance(value, BuiltinMethodType) and value.__name__ == "format":
             text = value.__self__
-            return _Format(self, text) if isinstance(text, str) else None
+            return TextFormat(self, self.budget, text) if isinstance(text, str) else None
         return None
 
     @override
@@ -213,7 +171,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
                 args = self._checked_args(owner, name, args)
             is_listed = name in _MEMBERS.get(type(owner), ())
         else:
-            is_listed = isinstance(obj, (Macro, BlockReference, Joiner, Undefined, _Format))
+            is_listed = isinstance(obj, (Macro, BlockReference, Joiner, Undefined, TextFormat))
         if isinstance(obj, LoopContext):  # one step down in a recursive loop
             args, is_listed = (self._each(args[0]), *args[1:]), True
         if not is_listed and not any(obj is function for function in self._functions):
@@ -241,7 +199,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             paid.append(part)
         return "".join(paid)
 
-    # What templates do.
+    # What templates do. Their values are of any type; what is wrong fails by itself.
 
     def _printable(self, value: Any) -> Any:
         if not isinstance(value, _PRINTABLE):
@@ -257,7 +215,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         self.budget.tick()
         return value
 
-    def _paid_items(self, values: Iterable[Any]) -> Iterable[Any]:
+    def _paid_items(self, values: Any) -> Iterable[Any]:
         """Have lazy values paid one by one; those of containers are paid already."""
         if isinstance(values, _CONTAINERS):
             return values
@@ -266,13 +224,13 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             return values
         return self._pay_each(values)
 
-    def _pay_each(self, values: Iterable[Any]) -> Iterator[Any]:
+    def _pay_each(self, values: Any) -> Iterator[Any]:
         for value in values:
             self.budget.pay(PART_CHARS)
             yield value
 
-    def _each(self, values: Iterable[Any]) -> _Each:
-        return _Each(self._paid_items(values), self.budget.tick)
+    def _each(self, values: Any) -> Each:
+        return Each(self._paid_items(values), self.budget.tick)
 
     def _slice(self, value: Any, start: Any, stop: Any, step: Any) -> Any:
         return self._admit(value[start:stop:step])
@@ -283,7 +241,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
     def _new_dict(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
         return dict(*map(self._paid_items, args), **kwargs)
 
-    def _strftime_now(self, form: str) -> str:
+    def _strftime_now(self, form: Any) -> str:
         if len(form) > _MAX_STRFTIME_CHARS:
             raise SecurityError(f"a date format of {len(form)} characters")
         return self._clock().strftime(form)
@@ -317,35 +275,31 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
 
         return guarded
 
-    def _joinable(self, separator: str, values: Iterable[Any]) -> list[Any]:
+    def _joinable(self, separator: str, values: Any) -> list[Any]:
         items = list(self._paid_items(values))
         self.budget.require(self.budget.measure(items) + len(separator) * len(items))
         return items
 
     @pass_context
-    def _join(
-        self, context: Context, value: Iterable[Any], d: str = "", attribute: str | None = None
-    ) -> str:
+    def _join(self, context: Context, value: Any, d: Any = "", attribute: Any = None) -> str:
         if attribute is not None:
             value = self.call_filter("map", value, (), {"attribute": attribute}, context)
         items = self._joinable(str(d), value)
         return self.concat([str(d).join(str(self._printable(item)) for item in items)])
 
     @pass_context
-    def _sum(
-        self, context: Context, value: Iterable[Any], attribute: str | None = None, start: float = 0
-    ) -> Any:
+    def _sum(self, context: Context, value: Any, attribute: Any = None, start: Any = 0) -> Any:
         if attribute is not None:
             value = self.call_filter("map", value, (), {"attribute": attribute}, context)
         if not isinstance(start, (int, float)):
             raise SecurityError("the filter sum is for numbers")
         return sum(self._each(value), start)
 
-    def _check_replace(self, text: str, old: str, new: str, count: int = -1) -> None:
+    def _check_replace(self, text: str, old: Any, new: Any, count: Any = -1) -> None:
         num_hits = text.count(old) if count < 0 else min(count, text.count(old))
         self.budget.require(len(text) + num_hits * max(0, len(new) - len(old)))
 
-    def _replace(self, value: Any, old: Any, new: Any, count: int | None = None) -> str:
+    def _replace(self, value: Any, old: Any, new: Any, count: Any = None) -> str:
         text, num_hits = str(self._printable(value)), -1 if count is None else count
         self._check_replace(text, str(old), str(new), num_hits)
         replaced: str = self._admit(text.replace(str(old), str(new), num_hits))
@@ -356,12 +310,13 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             _check_bits(left.bit_length() + right.bit_length())
         for value, factor in ((left, right), (right, left)):
             if isinstance(value, (str, *_CONTAINERS)) and isinstance(factor, int):
-                self.budget.require(self.budget.measure(value) * factor)
+                size = len(value) if isinstance(value, str) else self.budget.measure(value)
+                self.budget.require(size * factor)
 
     def _check_format(self, form: str, values: Any) -> None:
-        if any(_LARGE_WIDTH.search(field[1]) for field in _PERCENT_FIELD.finditer(form)):
-            raise SecurityError("a field of the format is too wide")
-        self.budget.require(form.count("%") * self.budget.measure(values))
+        for field in _PERCENT_FIELD.finditer(form):
+            check_field(field[1])
+        self.budget.require(form.count("%") * (self.budget.measure(values) + MAX_WIDTH))
 
     def _format(self, value: Any, *args: Any, **kwargs: Any) -> str:
         form = str(self._printable(value))
@@ -372,12 +327,13 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
     def _indent(
         self,
         value: Any,
-        width: int | str = 4,
-        first: bool = False,  # noqa: FBT001, FBT002  a filter's arguments are Jinja's
-        blank: bool = False,  # noqa: FBT001, FBT002
+        width: Any = 4,
+        first: Any = False,  # noqa: FBT002  a filter's arguments are Jinja's
+        blank: Any = False,  # noqa: FBT002
     ) -> str:
         text = str(self._printable(value))
         _check_widths([width])
+        self.budget.require(PART_CHARS * len(text))
         margin = width if isinstance(width, str) else " " * width
         self.budget.require(len(text) + (len(text.splitlines()) + 1) * len(margin))
         indented: str = self._admit(FILTERS["indent"](text, margin, first, blank))
@@ -386,10 +342,10 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
     def _tojson(
         self,
         value: Any,
-        ensure_ascii: bool = False,  # noqa: FBT001, FBT002  so in transformers
-        indent: int | str | None = None,
-        separators: tuple[str, str] | None = None,
-        sort_keys: bool = False,  # noqa: FBT001, FBT002
+        ensure_ascii: Any = False,  # noqa: FBT002  so in transformers
+        indent: Any = None,
+        separators: Any = None,
+        sort_keys: Any = False,  # noqa: FBT002
     ) -> str:
         """Write JSON as transformers does: without escapes for HTML."""
         _check_widths([indent, *map(len, separators or ())])
@@ -408,18 +364,9 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         return text
 
 
-# A conversion of the % operator up to its width and precision.
-_PERCENT_FIELD = re.compile(r"%((?:\([^)]*\))?[-#0 +]*[0-9*]*(?:\.[0-9*]*)?)")
-
-
-def _check_public(name: object) -> None:
-    if str(name).startswith("_"):
-        raise SecurityError(f"a namespace has no {name!r}")
-
-
 def _check_widths(widths: Iterable[Any]) -> None:
     for width in widths:
-        if isinstance(width, int) and abs(width) > _MAX_WIDTH:
+        if isinstance(width, int) and abs(width) > MAX_WIDTH:
             raise SecurityError(f"a width of {width} characters")
 
 

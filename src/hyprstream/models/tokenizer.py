@@ -21,7 +21,7 @@ from hyprstream.errors import CorruptTokenizerError, InvalidRequestError
 from hyprstream.models.detokenize import Detokenizer, StreamDecoder
 from hyprstream.models.gguf_vocab import read_gguf_vocabulary
 from hyprstream.models.tokenizer_files import read_tokenizer_folder
-from hyprstream.models.vocabulary import Vocabulary
+from hyprstream.models.vocabulary import Vocabulary, is_library_failure
 
 # Unicode guarantees that this is never a character of a text.
 _GUARD = "\ufdd0"
@@ -200,14 +200,13 @@ def _encode(backend: tokenizers.Tokenizer, text: str, *, add_special: bool) -> l
         return backend.encode(text, add_special_tokens=add_special).ids
     except TypeError as error:
         raise InvalidRequestError(
-            f"the text holds a lone surrogate: {ascii(text)[:60]}",
+            f"the text holds a lone surrogate: {text[:60]!a}",
             hint="Send text that can be written as UTF-8.",
         ) from error
     except BaseException as error:
-        # Besides plain Exception, the library panics, in a type outside of it.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        if not is_library_failure(error):
             raise
         raise CorruptTokenizerError(
-            f"the tokenizer cannot encode {ascii(text)[:60]}: {error}",
+            f"the tokenizer cannot encode a text of {len(text)} characters: {error}",
             hint="Its files are damaged or incomplete; fetch them again.",
         ) from error

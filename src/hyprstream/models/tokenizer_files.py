@@ -18,7 +18,7 @@ from hyprstream.errors import (
     UnsupportedTokenizerError,
 )
 from hyprstream.models.detokenize import Spelling
-from hyprstream.models.vocabulary import Vocabulary
+from hyprstream.models.vocabulary import Vocabulary, is_library_failure
 
 _MAX_FILE_BYTES = 200_000_000
 _ROLES = (
@@ -66,7 +66,9 @@ def _read_backend(file: Path, special_tokens: Mapping[str, str]) -> tokenizers.T
     text = _read_text(file)
     try:
         backend = tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # tokenizers raises nothing narrower
+    except BaseException as error:
+        if not is_library_failure(error):
+            raise
         raise CorruptTokenizerError(
             f"{file} is no tokenizer: {error}", hint="Fetch the file again."
         ) from error

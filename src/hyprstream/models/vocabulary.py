@@ -29,3 +29,12 @@ class Vocabulary:
     eos_ids: frozenset[int] = frozenset()
     special_tokens: Mapping[str, str] = field(default_factory=dict)
     chat_templates: Mapping[str, str] = field(default_factory=dict)
+
+
+def is_library_failure(error: BaseException) -> bool:
+    """Tell whether `error` may come from `tokenizers`.
+
+    It raises plain Exception for what it foresaw. What it did not foresee is a panic of its
+    Rust, which has a type of its own outside of Exception.
+    """
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
