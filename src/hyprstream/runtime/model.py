@@ -142,7 +142,7 @@ class Model:
             InvalidRequestError: A parameter is unknown or out of range.
             ContextTooLongError: The prompt does not fit.
         """
-        return self._start(self.tokenizer.encode(prompt), params, overrides)
+        return self._start(self.tokenizer.encode(prompt), params, overrides, continues=True)
 
     def generate(
         self, prompt: str, params: SamplingParams | None = None, **overrides: Any
@@ -240,7 +240,12 @@ class Model:
         return array
 
     def _start(
-        self, token_ids: list[int], params: SamplingParams | None, overrides: Mapping[str, Any]
+        self,
+        token_ids: list[int],
+        params: SamplingParams | None,
+        overrides: Mapping[str, Any],
+        *,
+        continues: bool = False,
     ) -> Generation:
         if not isinstance(self._network, Decoder):
             raise UnsupportedError(
@@ -252,7 +257,14 @@ class Model:
         params = replace(params, seed=seed)
         eos_ids = self.tokenizer.eos_ids
         events = generate(self._network, token_ids, params, eos_ids=eos_ids)
-        return Generation(events, self.tokenizer, params, prompt_tokens=len(token_ids), seed=seed)
+        return Generation(
+            events,
+            self.tokenizer,
+            params,
+            prompt_tokens=len(token_ids),
+            seed=seed,
+            continues=continues,
+        )
 
 
 def _finish(generation: Generation) -> Completion:

@@ -71,9 +71,9 @@ class Settings(BaseSettings):
         return init_settings, env_settings, file
 
     @property
-    def models_folder(self) -> Path:
-        """Folder of the model cache."""
-        return self.home.expanduser() / "models"
+    def cache_folder(self) -> Path:
+        """Folder of what can be fetched again: models."""
+        return self.home.expanduser() / "cache"
 
 
 def settings_file() -> Path:

@@ -98,11 +98,23 @@ class Generation:
         *,
         prompt_tokens: int,
         seed: int,
+        continues: bool = False,
         clock: Clock = time.perf_counter,
     ) -> None:
+        """Start an answer.
+
+        Args:
+            events: The tokens, computed as they are taken.
+            tokenizer: Of the model.
+            params: What was asked for; its stop strings are looked for here.
+            prompt_tokens: Length of the prompt.
+            seed: What reproduces the answer.
+            continues: The answer goes on from the prompt's text, so it keeps a first blank.
+            clock: Seconds that pass.
+        """
         self._events = events
         self._tokenizer = tokenizer
-        self._decoder = tokenizer.stream()
+        self._decoder = tokenizer.stream(continues=continues)
         self._stops = StopStrings(params.stop)
         self._reports_tokens = params.logprobs is not None
         self._prompt_tokens = prompt_tokens
