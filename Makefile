@@ -20,12 +20,13 @@ check: .venv/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m scripts.generate_reference --check
 
 bench: .venv/bench.stamp
 	$(BIN)/python -m benchmarks
 
 docs: .venv/dev.stamp
-	$(BIN)/python -m docs.generate
+	$(BIN)/python -m scripts.generate_reference
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed"'

@@ -33,12 +33,17 @@ class Run:
         return f"{self.engine} {self.option}"
 
 
-def measure(run: Run) -> dict[str, float]:
+def measure(run: Run) -> dict[str, float] | None:
+    """Measure in a process of its own; None where a peer fails, which is reported and no more."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "benchmarks.worker", run.engine, str(run.file), run.option]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
+    if done.returncode and run.engine == "hyprstream":
         raise RuntimeError(f"{run.label} failed:\n{done.stderr[-2000:]}")
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1:] or ["no output"]
+        print(f"{run.label} ended with status {done.returncode}: {last[0]}", file=sys.stderr)
+        return None
     return json.loads(done.stdout)
 
 
@@ -47,7 +52,11 @@ def table(title: str, runs: Sequence[Run], rounds: int) -> None:
     results: dict[str, list[dict[str, float]]] = {run.label: [] for run in runs}
     for _ in range(rounds):
         for run in runs:
-            results[run.label].append(measure(run))
+            row = measure(run)
+            if row is None:
+                results.pop(run.label, None)
+            elif run.label in results:
+                results[run.label].append(row)
     print(f"\n{title} ({rounds} interleaved rounds, 1 thread, processor seconds)")
     print("| engine | load s | prefill tok/s | decode tok/s | resident MB | peak MB |")
     print("|---|---|---|---|---|---|")
