@@ -33,10 +33,12 @@ docs: .venv/dev.stamp
 	$(PYTHON) -m venv .venv
 
 .venv/run.stamp: .venv/bin/python pyproject.toml constraints.txt
+	@echo "Installing into .venv; PyTorch makes it a minute or two."
 	$(PIP) install --quiet --constraint constraints.txt --editable .
 	touch $@
 
 .venv/dev.stamp: .venv/bin/python pyproject.toml constraints.txt
+	@echo "Installing into .venv, with what the tests need."
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[test,lint]'
 	touch $@ .venv/run.stamp
 

@@ -85,7 +85,7 @@ def _say(process: "subprocess.Popen[str]") -> None:
 
 @pytest.mark.parametrize("name", lookup.names(REGISTRIES))
 def test_every_registry_keeps_the_protocol(name: str):
-    registry = lookup.load(REGISTRIES, name).connect({})
+    registry = lookup.load(REGISTRIES, name, kind="registry").connect({})
     assert isinstance(registry, Registry)
 
 
