@@ -12,7 +12,7 @@ quickstart: .venv/run.stamp
 test: check
 	$(BIN)/python -m pytest $(TORCH_TESTS) -m "not slow"
 
-test-all: check
+test-all: check .venv/fuzz.stamp
 	$(BIN)/python -m pytest $(TORCH_TESTS)
 
 check: .venv/dev.stamp
@@ -41,6 +41,10 @@ docs: .venv/dev.stamp
 	@echo "Installing into .venv, with what the tests need."
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[test,lint]'
 	touch $@ .venv/run.stamp
+
+.venv/fuzz.stamp: .venv/dev.stamp
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[fuzz]'
+	touch $@
 
 .venv/bench.stamp: .venv/dev.stamp
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[bench]'

@@ -109,7 +109,7 @@ def errors_page() -> str:
     rows = []
     for error, depth in _family(HyprstreamError):
         first = (inspect.getdoc(error) or "").splitlines()[0]
-        meaning = first.removeprefix("Report ")
+        meaning = first.removeprefix("Report ").removeprefix("that ")
         name = f"`{error.__name__}`" if depth < 2 else f"&nbsp;&nbsp;`{error.__name__}`"
         exit_code = str(error.exit_code)
         rows.append(

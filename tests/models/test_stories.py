@@ -80,6 +80,20 @@ def test_the_published_story_is_the_most_likely_one(stories):
     assert scores[:-1].argmax(-1).tolist() == ids[1:]
 
 
+@pytest.mark.parametrize("name", EXACT)
+def test_greedy_tokens_equal_those_recorded_for_the_file_itself(stories, name):
+    entry = next(e for e in quantised(stories) if e["file"] == Path(name).name)
+    prompt, expected = cases(stories)[1]["input_ids"], entry["greedy_64_ids"]
+    with torch.no_grad():
+        scores = packed_logits(load(stories / name), torch.tensor(prompt + expected))[0]
+    assert scores[len(prompt) - 1 : -1].argmax(-1).tolist() == expected
+
+
+def packed_difference(model: Decoder, reference: Decoder, ids: Tensor) -> Tensor:
+    with torch.no_grad():
+        return (packed_logits(model, ids)[0] - packed_logits(reference, ids)[0]).abs().max()
+
+
 def quantised(stories: Path) -> list[dict]:
     return json.loads((stories / "gguf" / "reference_gguf.json").read_text())
 
@@ -100,3 +114,7 @@ def test_quantised_files_lose_no_more_than_the_format_does(stories, dtype):
         slack = 0.002 if dtype == torch.bfloat16 else 1e-5
         assert nll <= entry["nll_on_fp32_story"] * 1.02 + slack, entry["file"]
         assert divergence <= entry["kl_vs_fp32"] * 1.02 + slack, entry["file"]
+        if dtype == torch.float32:
+            worst = (packed_difference(model, reference, ids)).item()
+            recorded = entry["max_abs_logit_diff_vs_fp32"]
+            assert worst == pytest.approx(recorded, rel=1e-3, abs=1e-3), entry["file"]

