@@ -130,25 +130,25 @@ class Rotary:
 
     def tables(
         self, positions: Int[Tensor, " T"], dtype: torch.dtype
-    ) -> tuple[Float[Tensor, "T 1 E"], Float[Tensor, "T 1 E"]]:
-        """Return cos and sin for `rotate`, computed in float32, once per step."""
+    ) -> tuple[Float[Tensor, "T 1 W"], Float[Tensor, "T 1 W"]]:
+        """Return cos and signed sin for `rotate`, computed in float32, once per step."""
         phase = positions[:, None, None].float() * self._angles
         cos, sin = phase.cos(), phase.sin()
         if self._factor != 1.0:
             cos, sin = cos * self._factor, sin * self._factor
-        return cos.to(dtype), sin.to(dtype)
+        return torch.cat((cos, cos), dim=-1).to(dtype), torch.cat((-sin, sin), dim=-1).to(dtype)
 
 
 def rotate(
-    x: Float[Tensor, "T H D"], cos: Float[Tensor, "T 1 E"], sin: Float[Tensor, "T 1 E"]
+    x: Float[Tensor, "T H D"], cos: Float[Tensor, "T 1 W"], sin: Float[Tensor, "T 1 W"]
 ) -> Float[Tensor, "T H D"]:
-    """Turn channel pairs (i, i + E) of `x` by their angles; channels past 2 E stay."""
-    pairs = cos.shape[-1]
-    first, second = x[..., :pairs], x[..., pairs : 2 * pairs]
-    parts = [
-        torch.addcmul(first * cos, second, sin, value=-1),
-        torch.addcmul(second * cos, first, sin),
-    ]
-    if 2 * pairs < x.shape[-1]:
-        parts.append(x[..., 2 * pairs :])
-    return torch.cat(parts, dim=-1)
+    """Turn channel pairs (i, i + W/2) of `x` by their angles; channels past W stay.
+
+    `roll` brings each channel its partner; the sign of the turn is in `sin`.
+    """
+    width = cos.shape[-1]
+    if width == x.shape[-1]:
+        return torch.addcmul(x * cos, x.roll(width // 2, -1), sin)
+    turned, still = x[..., :width], x[..., width:]
+    turned = torch.addcmul(turned * cos, turned.roll(width // 2, -1), sin)
+    return torch.cat((turned, still), dim=-1)
