@@ -44,6 +44,7 @@ class Decoder:
         config: What the model is made of.
         dtype: Dtype of activations.
         device: Where weights and activations live.
+        linears: Logical shape (O, I) of each linear layer by path: what adapters can change.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Decoder:
         self.config = config
         self.dtype = weights.dtype
         self.device = weights.device
+        self.linears = dict(weights.linears)
         self._embedding = embedding
         self._layers = tuple(layers)
         self._norm = norm

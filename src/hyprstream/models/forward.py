@@ -34,6 +34,10 @@ class LoraView(Protocol):
         """Return what to add to the output of the linear layer at `path` for input `x`."""
         ...
 
+    def select(self, rows: Int[Tensor, " N"]) -> "LoraView | None":
+        """Return the view of chosen rows of the step, for a layer that sees only those."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForwardBatch:

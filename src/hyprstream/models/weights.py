@@ -111,6 +111,7 @@ class CheckpointWeights:
     def __init__(self, source: Source, config: ModelConfig, placement: Placement) -> None:
         self.dtype = placement.dtype
         self.device = placement.device
+        self.linears: dict[str, tuple[int, int]] = {}
         self._path = source.path
         self._checkpoint = source.checkpoint
         self._names = source.names
@@ -128,6 +129,7 @@ class CheckpointWeights:
         if bias:
             shift = self._vector(f"{path}.bias", shape[0])
             shift = shift if order is None else shift[order]
+        self.linears[path] = shape
         return Linear(path, weight, shift)
 
     def embedding(self, path: str, shape: tuple[int, int]) -> Embedding:
@@ -146,6 +148,7 @@ class CheckpointWeights:
         own = self._lookup(f"{path}.weight")
         if tied is False and own is None:
             raise self._missing(f"{path}.weight")
+        self.linears[path] = table.weight.shape
         if own is None or tied:
             return Linear(path, self._for_products(table.weight, None), None)
         weight = self._weight(own, table.weight.shape, None)

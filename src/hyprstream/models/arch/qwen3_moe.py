@@ -99,7 +99,8 @@ class MixtureOfExperts:
         mixed = torch.zeros_like(x)
         for expert in chosen.unique().tolist():
             rows, place = torch.where(chosen == expert)
-            y = self._experts[expert](x[rows], lora) * share[rows, place, None]
+            added = None if lora is None else lora.select(rows)
+            y = self._experts[expert](x[rows], added) * share[rows, place, None]
             mixed = mixed.index_add(0, rows, y)
         return mixed
 
