@@ -6,11 +6,15 @@
         InvalidRequestError
         InvalidSettingsError
         ContextTooLongError
+        RequestTooLargeError
         ChatTemplateError
+        InvalidAdapterError
       NotFoundError                                                           404     3
         ModelNotFoundError
+        VersionNotFoundError
       ConflictError                    true now, maybe not later              409     4
         CacheBusyError
+        IncompatibleAdapterError
       UnsupportedError                 we do not do this                      422     5
         UnsupportedArchitectureError
         UnsupportedFormatError
@@ -19,6 +23,10 @@
       UnavailableError                 try again                              503     6
         RegistryUnreachableError
         StorageFullError
+        QueueFullError
+        DeadlineExceededError
+        AdapterMemoryFullError
+        EngineStoppedError
       CorruptError                     what is on disk is not what was written 500    7
         CorruptWeightsError
         CorruptTokenizerError
@@ -26,6 +34,7 @@
         CorruptManifestError
         ChecksumMismatchError
         NonFiniteLogitsError
+        NonFiniteEmbeddingError
 
 The branch says what the caller can do, the leaf says what happened. A message names the
 thing and the value; the hint is one sentence with the next step. Foreign exceptions are
@@ -92,8 +101,29 @@ class ContextTooLongError(InvalidInputError):
         self.max_tokens = max_tokens
 
 
+class RequestTooLargeError(InvalidInputError):
+    """Report a request that the engine's memory could never hold, even alone.
+
+    Attributes:
+        num_tokens: Tokens of the prompt and of the answer that was asked for.
+        max_tokens: Most that would fit.
+    """
+
+    def __init__(self, *, num_tokens: int, max_tokens: int) -> None:
+        super().__init__(
+            f"the request needs memory for {num_tokens} tokens, the engine has it for {max_tokens}",
+            hint="Shorten the prompt, lower max_tokens, or raise engine.kv_memory_bytes.",
+        )
+        self.num_tokens = num_tokens
+        self.max_tokens = max_tokens
+
+
 class ChatTemplateError(InvalidInputError):
     """Report a chat template that refused the messages, or did something it may not."""
+
+
+class InvalidAdapterError(InvalidInputError):
+    """Report adapter weights that contradict themselves or one another."""
 
 
 class NotFoundError(HyprstreamError):
@@ -107,6 +137,10 @@ class ModelNotFoundError(NotFoundError):
     """Report a model that is neither a path, nor cached, nor known to its registry."""
 
 
+class VersionNotFoundError(NotFoundError):
+    """Report an adapter version that is not installed."""
+
+
 class ConflictError(HyprstreamError):
     """Report a state that stands against the request now and may not later."""
 
@@ -116,6 +150,10 @@ class ConflictError(HyprstreamError):
 
 class CacheBusyError(ConflictError):
     """Report a cache entry that another process holds."""
+
+
+class IncompatibleAdapterError(ConflictError):
+    """Report an adapter that does not fit the model that is loaded, or the room for it."""
 
 
 class UnsupportedError(HyprstreamError):
@@ -154,6 +192,33 @@ class RegistryUnreachableError(UnavailableError):
 
 class StorageFullError(UnavailableError):
     """Report a disk without room for what was to be written."""
+
+
+class AdapterMemoryFullError(UnavailableError):
+    """Report an adapter for which the host memory of adapters has no room now."""
+
+
+class EngineStoppedError(UnavailableError):
+    """Report an engine that was stopped, or that a failure has ended: its cause says which."""
+
+
+class QueueFullError(UnavailableError):
+    """Report that as many requests wait as the engine admits.
+
+    Attributes:
+        max_waiting: How many that is.
+    """
+
+    def __init__(self, *, max_waiting: int) -> None:
+        super().__init__(
+            f"the queue is full: {max_waiting} requests are waiting",
+            hint="Try again later, or raise engine.max_waiting.",
+        )
+        self.max_waiting = max_waiting
+
+
+class DeadlineExceededError(UnavailableError):
+    """Report a request whose deadline passed before its answer was complete."""
 
 
 class CorruptError(HyprstreamError):
@@ -229,3 +294,13 @@ class NonFiniteLogitsError(CorruptError):
             hint="Load the model with dtype float32; if that does not help, fetch it again.",
         )
         self.value = value
+
+
+class NonFiniteEmbeddingError(CorruptError):
+    """Report a model that computed a vector that holds something that is no number."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the vector of a text holds something that is no number",
+            hint="Load the model with dtype float32; if that does not help, fetch it again.",
+        )

@@ -7,6 +7,7 @@ climb out of a folder when it becomes part of a path.
 
 import re
 from dataclasses import dataclass
+from typing import NewType
 
 from hyprstream.errors import InvalidReferenceError
 
@@ -17,6 +18,11 @@ _MAX_PATH_LENGTH = 4096  # Linux' PATH_MAX
 _MAX_NAME_LENGTH = 200  # with its three slashes escaped, it still fits a file name of 255 bytes
 
 FILE_SCHEME = "file"
+
+VersionId = NewType("VersionId", str)
+"""An adapter version: the SHA-256 of its content, in hex."""
+RequestId = NewType("RequestId", str)
+"""A request, unique within an engine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
