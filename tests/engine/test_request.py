@@ -7,7 +7,13 @@ from types import ModuleType
 import pytest
 
 from hyprstream.engine import request
-from hyprstream.engine.request import MAX_LOGPROBS, MAX_SEED, MAX_STOP_STRINGS, SamplingParams
+from hyprstream.engine.request import (
+    MAX_LOGPROBS,
+    MAX_SEED,
+    MAX_STOP_STRINGS,
+    Grammar,
+    SamplingParams,
+)
 from hyprstream.errors import InvalidRequestError
 
 _BOUNDS = {
@@ -27,6 +33,7 @@ _BOUNDS = {
     "stop_token_ids": [(), (0, 1)],
     "ignore_eos": [True],
     "logprobs": [None, 0, MAX_LOGPROBS],
+    "grammar": [None, Grammar(kind="json_object")],
 }
 _BEYOND = {
     "max_tokens": [0, -1, 2.5, True, "10"],
@@ -45,6 +52,7 @@ _BEYOND = {
     "stop_token_ids": [[1], (-1,), (1.0,), ("1",)],
     "ignore_eos": ["yes", 1],
     "logprobs": [-1, MAX_LOGPROBS + 1, 1.0, True],
+    "grammar": ["a", {"kind": "regex", "text": "a"}],
 }
 
 
@@ -91,6 +99,20 @@ def test_a_value_beyond_the_bound_is_refused_with_a_next_step(unchecked, name, v
 def test_the_message_names_the_field_and_the_value(unchecked, params, message):
     with pytest.raises(InvalidRequestError, match=message):
         unchecked.SamplingParams(**params)
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"kind": "xml", "text": "a"}, "kind of a grammar is 'xml'"),
+        ({"kind": ["regex"], "text": "a"}, "kind of a grammar is "),
+        ({"kind": "regex", "text": 5}, "text of a grammar is 5"),
+        ({"kind": "regex", "text": b"a"}, "text of a grammar is b'a'"),
+    ],
+)
+def test_a_grammar_of_the_wrong_type_is_refused_by_name(unchecked, fields, problem):
+    with pytest.raises(InvalidRequestError, match=problem):
+        unchecked.Grammar(**fields)
 
 
 def test_more_tokens_cannot_be_asked_for_than_are_allowed():

@@ -2,15 +2,53 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from hyprstream.errors import InvalidRequestError
+from hyprstream.refs import RequestId, VersionId
 
 FinishReason = Literal["stop", "length"]
+GrammarKind = Literal["json_schema", "json_object", "regex", "lark"]
 
 MAX_LOGPROBS = 64
 MAX_STOP_STRINGS = 64
 MAX_SEED = 2**63 - 1
+MAX_GRAMMAR_BYTES = 65_536
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grammar:
+    """What an answer has to look like.
+
+    What the kinds mean exactly is written in `engine/grammar.py`.
+
+    Attributes:
+        kind: How to read the text; `json_object` is any JSON object and has no text.
+        text: A JSON schema, a regular expression, or a grammar in Lark's EBNF.
+    """
+
+    kind: GrammarKind
+    text: str = ""
+
+    def __post_init__(self) -> None:
+        """Reject what cannot be a grammar; whether it is one shows when it is compiled.
+
+        Raises:
+            InvalidRequestError: The kind is unknown, or the text missing or too long.
+        """
+        kinds = get_args(GrammarKind)
+        _check("the kind of a grammar", self.kind, f"one of {', '.join(kinds)}", self.kind in kinds)
+        _check("the text of a grammar", self.text, "text", isinstance(self.text, str))
+        if (self.kind == "json_object") != (self.text == ""):
+            raise InvalidRequestError(
+                f"a grammar of kind {self.kind} has a text of {len(self.text)} characters",
+                hint="A json_object has none, the other kinds are nothing without.",
+            )
+        # Of 10 million characters, none is looked at: each takes a byte or more.
+        too_long = len(self.text) > MAX_GRAMMAR_BYTES
+        size = len(self.text if too_long else self.text.encode("utf-8", "surrogatepass"))
+        meaning = f"{MAX_GRAMMAR_BYTES} or fewer"
+        _check("the size of a grammar in bytes", size, meaning, size <= MAX_GRAMMAR_BYTES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +91,8 @@ class SamplingParams:
     """Go on after the model's own end tokens."""
     logprobs: int | None = None
     """Report the log probability of each token and of so many most likely ones."""
+    grammar: Grammar | None = None
+    """What the answer has to look like."""
 
     def __post_init__(self) -> None:
         """Reject values of the wrong type or outside their range, naming field and value.
@@ -64,6 +104,8 @@ class SamplingParams:
         self._check_numbers()
         _check("ignore_eos", self.ignore_eos, "True or False", isinstance(self.ignore_eos, bool))
         self._check_stops()
+        is_grammar = self.grammar is None or isinstance(self.grammar, Grammar)
+        _check("grammar", self.grammar, "a Grammar", is_grammar)
         _check("logit_bias", self.logit_bias, "a mapping", isinstance(self.logit_bias, Mapping))
         for token_id, bias in self.logit_bias.items():
             _check(
@@ -187,3 +229,55 @@ class TokenEvent:
     logprobs: TokenLogprobs | None = None
     finish: FinishReason | None = None
     is_stop: bool = False
+
+
+MAX_ANSWERS = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a caller wants; never changes once it is submitted.
+
+    Attributes:
+        id: Unique within the engine.
+        token_ids: The prompt.
+        params: How to sample; of no meaning for a request that embeds.
+        adapter: The adapter version to answer with; None is the base model alone.
+        num_answers: Independent answers to the same prompt; answer i has seed + i.
+        priority: Lower goes first, as in vLLM.
+        deadline: On the engine's clock; past it the request fails.
+        salt: Requests share cached prefixes only with requests of the same salt.
+        prompt_logprobs: Report so many most likely tokens for each prompt position.
+        embeds: Want one vector of the prompt instead of an answer.
+    """
+
+    id: RequestId
+    token_ids: tuple[int, ...]
+    params: SamplingParams = field(default_factory=SamplingParams)
+    adapter: VersionId | None = None
+    num_answers: int = 1
+    priority: int = 0
+    deadline: float | None = None
+    salt: str = ""
+    prompt_logprobs: int | None = None
+    embeds: bool = False
+
+    def __post_init__(self) -> None:
+        """Reject what no engine could serve.
+
+        Raises:
+            InvalidRequestError: A field is out of range.
+        """
+        if not self.token_ids:
+            raise InvalidRequestError(
+                "the prompt is empty", hint="Give at least one token of text."
+            )
+        if not 1 <= self.num_answers <= MAX_ANSWERS:
+            raise InvalidRequestError(
+                f"num_answers is {self.num_answers}", hint=f"It must be from 1 to {MAX_ANSWERS}."
+            )
+        top = self.prompt_logprobs
+        if top is not None and not 0 <= top <= MAX_LOGPROBS:
+            raise InvalidRequestError(
+                f"prompt_logprobs is {top}", hint=f"It must be from 0 to {MAX_LOGPROBS}."
+            )

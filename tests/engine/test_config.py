@@ -1,0 +1,37 @@
+import pytest
+
+from hyprstream.engine.config import EngineConfig
+from hyprstream.errors import InvalidSettingsError
+
+
+def test_the_defaults_are_allowed():
+    assert EngineConfig().max_batch_tokens == 2048
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_batch_tokens", 0),
+        ("max_batch_tokens", True),
+        ("max_sequences", 0),
+        ("max_waiting", 0),
+        ("max_overtakes", -1),
+        ("block_tokens", 0),
+        ("kv_memory_bytes", 0),
+        ("kv_memory_bytes", True),
+        ("num_slots", -1),
+        ("max_rank", 0),
+        ("max_drafts", -1),
+        ("background_share", 1.1),
+        ("background_share", -0.1),
+        ("max_sequences", 4096),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_name(name, value):
+    with pytest.raises(InvalidSettingsError, match=f"engine.{name} is {value!r}") as caught:
+        EngineConfig(**{name: value})
+    assert caught.value.hint.startswith("Make it")
+
+
+def test_memory_may_be_given_in_bytes():
+    assert EngineConfig(kv_memory_bytes=1 << 30).kv_memory_bytes == 1 << 30
