@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hyprstream.engine.kv_cache import SequenceCache
 from hyprstream.engine.request import SamplingParams, TokenEvent
-from hyprstream.engine.sampler import RowSampler
+from hyprstream.engine.sampler import RowSampler, TokenConstraint
 from hyprstream.errors import ContextTooLongError, InvalidRequestError
 from hyprstream.models.decoder import Decoder
 from hyprstream.models.forward import ForwardBatch
@@ -27,6 +27,7 @@ def generate(
     params: SamplingParams,
     *,
     eos_ids: frozenset[int] = frozenset(),
+    constraint: TokenConstraint | None = None,
 ) -> Iterator[TokenEvent]:
     """Generate tokens one at a time.
 
@@ -37,10 +38,12 @@ def generate(
         token_ids: The prompt.
         params: How to sample and when to stop.
         eos_ids: The model's own end tokens.
+        constraint: `params.grammar`, compiled for this answer alone.
 
     Raises:
         ContextTooLongError: The prompt leaves no room for a token.
         InvalidRequestError: The prompt is empty, or names a token outside the vocabulary.
+        UnsupportedError: `params` has a grammar, and there is no constraint.
     """
     context, vocab_size = decoder.config.context_length, decoder.config.vocab_size
     if not token_ids:
@@ -49,7 +52,7 @@ def generate(
         raise ContextTooLongError(num_tokens=len(token_ids), max_tokens=context - 1)
     if not all(0 <= token < vocab_size for token in token_ids):
         raise InvalidRequestError(f"the prompt has a token outside 0 to {vocab_size - 1}")
-    sampler = RowSampler(params, token_ids, eos_ids, vocab_size)
+    sampler = RowSampler(params, token_ids, eos_ids, vocab_size, constraint=constraint)
     return _tokens(decoder, list(token_ids), sampler)
 
 

@@ -1,0 +1,164 @@
+"""One step of the engine, and what has to hold around it. Synchronous; on the engine thread.
+
+Scripts that need no event loop use a core directly, through `run_all`.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from hyprstream.engine.plan import Runner, SequenceEvent
+from hyprstream.engine.request import Request
+from hyprstream.engine.scheduler import Scheduler
+from hyprstream.engine.versions import HostVersions
+from hyprstream.errors import QueueFullError
+from hyprstream.lora.weights import LoraWeights
+from hyprstream.refs import RequestId, VersionId
+
+
+class EngineCore:
+    """Serves requests step by step; joins the scheduler, the runner and the versions.
+
+    A request pins its adapter version when it is added and unpins it when its last answer
+    ends, so that a version is there, unchanged, for as long as a request uses it.
+
+    Invariant, checked by `test_core.py`: versions are pinned by open requests and by nothing
+    else.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        versions: HostVersions,
+        *,
+        check: Callable[[Request], None] | None = None,
+    ) -> None:
+        """Join the parts.
+
+        Args:
+            scheduler: Decides what a step computes.
+            runner: Computes it.
+            versions: The installed adapter versions; the runner reads the same.
+            check: Raises for a request that the runner could not start; a request that fails
+                in the middle of a step would take the engine with it.
+        """
+        self._scheduler = scheduler
+        self._runner = runner
+        self._versions = versions
+        self._check = check
+        self._open: dict[RequestId, Request] = {}
+        self._num_running: dict[RequestId, int] = {}
+
+    @property
+    def has_work(self) -> bool:
+        """Tell whether a step would do anything."""
+        return self._scheduler.has_work
+
+    @property
+    def open_requests(self) -> list[RequestId]:
+        """Requests that are not over."""
+        return list(self._open)
+
+    def __contains__(self, request_id: RequestId) -> bool:
+        return request_id in self._open
+
+    def add(self, request: Request) -> None:
+        """Take a request in; its first event comes with a later step.
+
+        Raises:
+            VersionNotFoundError: Its adapter version is not installed.
+            AdapterMemoryFullError: The versions in use leave no room for its version.
+            InvalidRequestError: It names a token that the model does not have.
+            ContextTooLongError: The prompt leaves no room for a token.
+            QueueFullError: As many requests wait as may.
+        """
+        assert request.id not in self._open, f"{request.id} is not over"
+        if self._check is not None:
+            self._check(request)
+        self._versions.pin(request.adapter)
+        try:
+            self._scheduler.add(request)
+        except BaseException:
+            self._versions.unpin(request.adapter)
+            raise
+        self._open[request.id] = request
+        self._num_running[request.id] = 1 if request.embeds else request.num_answers
+
+    def abort(self, request_id: RequestId) -> None:
+        """End a request; it yields no further event."""
+        self._scheduler.abort(request_id)
+        self._close(request_id)
+
+    def abort_all(self) -> None:
+        """End every request."""
+        for request_id in self.open_requests:
+            self.abort(request_id)
+
+    def step(self) -> list[SequenceEvent]:
+        """Compute one step and return what came of it."""
+        plan = self._scheduler.schedule()
+        sampled = self._runner.run(plan)
+        return self._account(self._scheduler.update(plan, sampled))
+
+    def install(self, version: VersionId, weights: LoraWeights | None = None) -> None:
+        """Let requests use a version: see `HostVersions.install`."""
+        self._versions.install(version, weights)
+
+    def compose(self, parts: Sequence[tuple[VersionId, float]]) -> VersionId:
+        """Install a weighted sum of versions: see `HostVersions.compose`."""
+        return self._versions.compose(parts)
+
+    def retire(self, version: VersionId) -> None:
+        """Refuse a version to new requests: see `HostVersions.retire`."""
+        self._versions.retire(version)
+
+    def check_integrity(self) -> None:
+        """Assert every invariant that can be looked at between two steps."""
+        self._scheduler.check_integrity()
+        used = {request.adapter for request in self._open.values()} - {None}
+        assert self._versions.num_pinned == len(used), "a pin without a request, or the reverse"
+        assert self._open.keys() == self._num_running.keys()
+
+    def _account(self, events: list[SequenceEvent]) -> list[SequenceEvent]:
+        for event in events:
+            if event.is_last:
+                request_id = event.sequence_id.request_id
+                self._num_running[request_id] -= 1
+                if self._num_running[request_id] == 0:
+                    self._close(request_id)
+        return events
+
+    def _close(self, request_id: RequestId) -> None:
+        del self._num_running[request_id]
+        self._versions.unpin(self._open.pop(request_id).adapter)
+
+
+def run_all(core: EngineCore, requests: Iterable[Request]) -> dict[RequestId, list[SequenceEvent]]:
+    """Serve requests to their end, together, and return the events of each.
+
+    As many are taken in at a time as the queue takes. A request that fails in the middle
+    ends with an event that carries its error.
+
+    Raises:
+        HyprstreamError: A request is refused; those before it are aborted.
+    """
+    results: dict[RequestId, list[SequenceEvent]] = {}
+
+    def step() -> None:
+        for event in core.step():
+            results[event.sequence_id.request_id].append(event)
+
+    try:
+        for request in requests:
+            results[request.id] = []
+            while True:
+                try:
+                    core.add(request)
+                    break
+                except QueueFullError:
+                    step()
+        while core.has_work:
+            step()
+    except BaseException:
+        core.abort_all()
+        raise
+    return results

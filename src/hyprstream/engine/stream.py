@@ -1,0 +1,90 @@
+"""The events of one request on their way to its reader. Belongs to the event loop."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from hyprstream.engine.plan import SequenceEvent
+from hyprstream.errors import HyprstreamError
+from hyprstream.refs import RequestId
+
+
+class TokenStream:
+    """The events of one request, as they come: an async iterator and context manager.
+
+    It ends after the last event of the last answer, or when the request is aborted; it
+    raises the error with which the request fails. Leaving the context, `close`, being
+    cancelled while waiting and being forgotten all abort the request.
+    """
+
+    def __init__(self, request_id: RequestId, abort: Callable[[RequestId], None]) -> None:
+        self._request_id = request_id
+        self._abort = abort
+        self._events: deque[SequenceEvent] = deque()
+        self._failure: HyprstreamError | None = None
+        self._is_over = False
+        self._changed = asyncio.Event()
+
+    def close(self) -> None:
+        """Abort the request if it still runs, and drop what was not read."""
+        self._events.clear()
+        self._failure = None
+        if not self._is_over:
+            self._is_over = True
+            self._changed.set()
+            self._abort(self._request_id)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> SequenceEvent:
+        """Wait for the next event.
+
+        Raises:
+            HyprstreamError: What the request failed with.
+        """
+        while not self._events and not self._is_over:
+            self._changed.clear()
+            try:
+                await self._changed.wait()
+            except asyncio.CancelledError:
+                self.close()
+                raise
+        if self._events:
+            event = self._events.popleft()
+            if event.error is not None:
+                self.close()
+                raise event.error
+            return event
+        failure, self._failure = self._failure, None
+        raise failure or StopAsyncIteration
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not self._is_over:
+            self._abort(self._request_id)
+
+    def put(self, event: SequenceEvent) -> None:
+        """Take one event; called by the engine, on the event loop."""
+        if not self._is_over:
+            self._events.append(event)
+            self._changed.set()
+
+    def end(self, failure: HyprstreamError | None = None) -> None:
+        """Take note that nothing follows; called by the engine, on the event loop."""
+        if not self._is_over:
+            self._is_over = True
+            self._failure = failure
+            self._changed.set()

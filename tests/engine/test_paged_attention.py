@@ -1,0 +1,179 @@
+"""Attention over blocks: any cut, any blocks, any company give what the whole sequence gives."""
+
+from itertools import accumulate
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hyprstream.engine.paged_attention import PagedAttention
+from hyprstream.engine.paged_cache import PagedCache, block_bytes
+from hyprstream.engine.plan import Row, SequenceId
+from hyprstream.models.attention import PackedAttention
+from hyprstream.models.config import AttentionConfig, ModelConfig
+from hyprstream.refs import RequestId
+
+HEADS, KV_HEADS, WIDTH = 6, 2, 8
+
+
+def config(*layers: AttentionConfig) -> ModelConfig:
+    return ModelConfig(
+        architecture="test",
+        vocab_size=1,
+        width=8,
+        num_layers=len(layers),
+        num_heads=HEADS,
+        num_kv_heads=KV_HEADS,
+        head_width=WIDTH,
+        mlp_width=8,
+        context_length=4096,
+        norm_eps=1e-5,
+        attention=layers,
+    )
+
+
+def cache_for(model, num_blocks, block_tokens):
+    cache = PagedCache(
+        model,
+        num_blocks=num_blocks,
+        block_tokens=block_tokens,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+    )
+    for layer in range(model.num_layers):  # what an earlier, broken sequence may have left
+        places = torch.arange(num_blocks * block_tokens)
+        noise = torch.full((len(places), KV_HEADS, WIDTH), float("nan"))
+        cache.write(layer, places, noise, noise)
+    return cache
+
+
+def row(index, start, num_tokens, blocks):
+    return Row(
+        sequence_id=SequenceId(RequestId("r"), index),
+        token_ids=(0,) * num_tokens,
+        start=start,
+        blocks=tuple(blocks),
+        slot=0,
+        samples=False,
+    )
+
+
+class Sequence:
+    """Random queries, keys and values of one sequence, and what they should give."""
+
+    def __init__(self, model, pieces, seed):
+        generator = torch.Generator().manual_seed(seed)
+        total = sum(pieces)
+        self.pieces = pieces
+        self.ends = list(accumulate(pieces))
+        shapes = [(total, heads, WIDTH) for heads in (HEADS, KV_HEADS, KV_HEADS)]
+        self.qkv = [torch.randn(shape, generator=generator) for shape in shapes]
+        whole = PackedAttention(model.attention, [total])
+        self.expected = [whole.attend(i, *self.qkv) for i in range(model.num_layers)]
+
+    def cut(self, step):
+        return slice(self.ends[step] - self.pieces[step], self.ends[step])
+
+
+def check(model, sequences, block_tokens, draw_blocks):
+    """Run all sequences side by side, piece by piece, and compare each piece."""
+    needs = [-(-s.ends[-1] // block_tokens) for s in sequences]
+    pool = draw_blocks(sum(needs))
+    blocks = [[pool.pop() for _ in range(need)] for need in needs]
+    cache = cache_for(model, sum(needs), block_tokens)
+    for step in range(max(len(s.pieces) for s in sequences)):
+        alive = [i for i, s in enumerate(sequences) if step < len(s.pieces)]
+        cuts = [sequences[i].cut(step) for i in alive]
+        rows = [
+            row(i, cut.start, cut.stop - cut.start, blocks[i])
+            for i, cut in zip(alive, cuts, strict=True)
+        ]
+        attention = PagedAttention(model, cache, rows)
+        for layer in range(model.num_layers):
+            packed = [
+                torch.cat([sequences[i].qkv[x][cut] for i, cut in zip(alive, cuts, strict=True)])
+                for x in range(3)
+            ]
+            expected = torch.cat(
+                [sequences[i].expected[layer][cut] for i, cut in zip(alive, cuts, strict=True)]
+            )
+            ours = attention.attend(layer, *packed)
+            torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+
+
+PIECES = st.lists(st.sampled_from([1, 1, 1, 2, 3, 9, 40]), min_size=1, max_size=6)
+
+
+@given(
+    sequences=st.lists(PIECES, min_size=1, max_size=5),
+    block_tokens=st.sampled_from([1, 4, 16]),
+    window=st.integers(1, 60),
+    softcap=st.none() | st.just(5.0),
+    data=st.data(),
+)
+@settings(max_examples=40, deadline=None)
+def test_any_cut_any_blocks_any_company_give_what_the_whole_gives(
+    sequences, block_tokens, window, softcap, data
+):
+    model = config(
+        AttentionConfig(scale=0.3, softcap=softcap),
+        AttentionConfig(scale=0.3, window=window, softcap=softcap),
+    )
+    made = [Sequence(model, pieces, seed) for seed, pieces in enumerate(sequences)]
+
+    def draw_blocks(count):
+        return data.draw(st.permutations(range(count)))
+
+    check(model, made, block_tokens, draw_blocks)
+
+
+@pytest.mark.parametrize("block_order", [list, lambda r: [*r][::-1]])
+def test_contexts_beyond_those_that_attend_together_are_right_too(block_order):
+    model = config(AttentionConfig(scale=0.3), AttentionConfig(scale=0.3, window=300))
+    pieces = [[250, 1, 1, 1, 1, 1, 1, 1], [230, 30, 1, 1, 1], [700, 1, 4, 1, 1]]
+    made = [Sequence(model, p, seed) for seed, p in enumerate(pieces)]
+    check(model, made, 16, lambda count: block_order(range(count)))
+
+
+def test_a_row_may_own_more_blocks_than_it_fills():
+    model = config(AttentionConfig(scale=0.3))
+    sequence = Sequence(model, [5], 0)
+    cache = cache_for(model, 8, 4)
+    attention = PagedAttention(model, cache, [row(0, 0, 5, range(8))])
+    torch.testing.assert_close(attention.attend(0, *sequence.qkv), sequence.expected[0])
+
+
+def test_a_position_without_a_block_is_refused():
+    model = config(AttentionConfig(scale=0.3))
+    with pytest.raises(AssertionError, match="5 positions in 1 blocks"):
+        PagedAttention(model, cache_for(model, 8, 4), [row(0, 0, 5, [3])])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_cache_takes_what_its_blocks_take(dtype):
+    model = config(*[AttentionConfig(scale=0.3)] * 3)
+    cache = PagedCache(
+        model, num_blocks=7, block_tokens=16, dtype=dtype, device=torch.device("cpu")
+    )
+    assert cache.size_bytes == 7 * block_bytes(model, dtype, 16)
+    assert block_bytes(model, dtype, 16) == 3 * 2 * 16 * KV_HEADS * WIDTH * dtype.itemsize
+
+
+def test_bfloat16_rows_that_attend_together_are_as_exact_as_alone():
+    model = config(AttentionConfig(scale=0.3), AttentionConfig(scale=0.3, softcap=5.0))
+    made = [Sequence(model, [40 + 10 * seed, 1], seed) for seed in range(4)]
+    cache = PagedCache(
+        model, num_blocks=40, block_tokens=4, dtype=torch.bfloat16, device=torch.device("cpu")
+    )
+    blocks = torch.arange(40).view(10, 4).t().flatten().split([11, 13, 16])  # scattered
+    made = made[:3]
+    rows = [row(i, 0, 40 + 10 * i, blocks[i].tolist()) for i in range(3)]
+    new = [row(i, 40 + 10 * i, 1, blocks[i].tolist()) for i in range(3)]
+    for step, rows_of_step in enumerate((rows, new)):
+        attention = PagedAttention(model, cache, rows_of_step)
+        for layer in range(2):
+            packed = [torch.cat([s.qkv[x][s.cut(step)] for s in made]).bfloat16() for x in range(3)]
+            expected = torch.cat([s.expected[layer][s.cut(step)] for s in made])
+            ours = attention.attend(layer, *packed).float()
+            torch.testing.assert_close(ours, expected, atol=3e-2, rtol=3e-2)
