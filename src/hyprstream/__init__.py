@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hyprstream.engine.request import SamplingParams
+    from hyprstream.engine.request import Grammar, SamplingParams
     from hyprstream.errors import HyprstreamError
     from hyprstream.refs import ModelRef
     from hyprstream.runtime.model import Model
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Grammar": "hyprstream.engine.request",
     "HyprstreamError": "hyprstream.errors",
     "Model": "hyprstream.runtime.model",
     "ModelRef": "hyprstream.refs",
@@ -27,7 +28,15 @@ _HOMES = {
     "Settings": "hyprstream.runtime.settings",
 }
 
-__all__ = ["HyprstreamError", "Model", "ModelRef", "SamplingParams", "Settings", "__version__"]
+__all__ = [
+    "Grammar",
+    "HyprstreamError",
+    "Model",
+    "ModelRef",
+    "SamplingParams",
+    "Settings",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from hyprstream.engine.request import SamplingParams, TokenLogprobs
+from hyprstream.engine.request import Grammar, SamplingParams, TokenLogprobs
 from hyprstream.errors import ContextTooLongError, ModelNotFoundError
 from hyprstream.refs import ModelRef
 
@@ -191,6 +191,7 @@ class FakeRuntime(ModuleType):
         )
         self.catalog = FakeCatalog([model])
         self.SamplingParams = SamplingParams
+        self.Grammar = Grammar
         self.Model = SimpleNamespace(load=self._load)
 
     def _load(self, ref: str, **options: Any) -> FakeModel:

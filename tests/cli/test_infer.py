@@ -5,6 +5,7 @@ import sys
 import pytest
 from typing_extensions import override
 
+from hyprstream.engine.request import Grammar
 from tests.cli.fakes import DEFAULT_REF
 
 
@@ -90,7 +91,7 @@ def test_every_sampling_option_reaches_the_model(command_line, runtime):
         "--max-tokens 9 --min-tokens 2 --temperature 0.5 --top-k 3 --top-p 0.9 --min-p 0.1 "
         "--typical-p 0.8 --repetition-penalty 1.1 --presence-penalty 0.2 --frequency-penalty 0.3 "
         "--logit-bias 5=-1 --logit-bias 6=2 --seed 7 --stop A --stop B --stop-token-id 4 "
-        "--ignore-eos --logprobs 1"
+        "--ignore-eos --logprobs 1 --regex a+"
     )
     command_line("infer", "fake", "--prompt", "hi", *options.split())
     [params] = runtime.params
@@ -111,6 +112,7 @@ def test_every_sampling_option_reaches_the_model(command_line, runtime):
         "stop_token_ids": (4,),
         "ignore_eos": True,
         "logprobs": 1,
+        "grammar": Grammar(kind="regex", text="a+"),
     }
 
 

@@ -1,17 +1,42 @@
 from dataclasses import dataclass, fields
+from typing import Any
 
 import pytest
 import typer
 
 from hyprstream.cli.options import SamplingOptions, grouped, parse_sampling
-from hyprstream.engine.request import SamplingParams
+from hyprstream.engine.request import Grammar, SamplingParams
 from hyprstream.errors import InvalidRequestError
 
 
 def test_every_sampling_parameter_is_an_option():
     options = {field.name for field in fields(SamplingOptions)}
     parameters = {field.name for field in fields(SamplingParams)}
-    assert options - {"stop_token_id"} == parameters - {"stop_token_ids"}
+    grammars = {"json_schema", "regex", "lark"}
+    assert options - {"stop_token_id"} - grammars == parameters - {"stop_token_ids", "grammar"}
+
+
+@pytest.mark.parametrize("kind", ["json_schema", "lark"])
+def test_a_grammar_is_text_or_a_file(kind, tmp_path):
+    (tmp_path / "grammar").write_text("{}")
+    for text in ("{}", f"@{tmp_path / 'grammar'}"):
+        given: dict[str, Any] = {kind: text}
+        options = SamplingOptions(**given)
+        assert options.overrides() == {"grammar": Grammar(kind=kind, text="{}")}
+
+
+def test_a_pattern_may_begin_with_an_at_sign():
+    assert SamplingOptions(regex="@x").overrides() == {"grammar": Grammar(kind="regex", text="@x")}
+
+
+def test_two_grammars_are_refused():
+    with pytest.raises(InvalidRequestError, match="two grammars"):
+        SamplingOptions(regex="a", lark='start: "a"').overrides()
+
+
+def test_a_grammar_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(InvalidRequestError, match=r"none\.json"):
+        SamplingOptions(json_schema=f"@{tmp_path / 'none.json'}").overrides()
 
 
 def test_options_that_were_not_given_leave_the_model_its_defaults():

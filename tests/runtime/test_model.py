@@ -1,11 +1,13 @@
 """A loaded model as a program sees it."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
 
+from hyprstream.engine.request import Grammar
 from hyprstream.errors import (
     ChatTemplateError,
     InvalidRequestError,
@@ -135,3 +137,10 @@ def test_a_named_dtype_expands_quantised_weights(default_model):
 def test_an_encoder_generates_no_text(embedding_model):
     with pytest.raises(UnsupportedError, match="embedding model"):
         Model.load(embedding_model).generate("a")
+
+
+def test_an_answer_follows_a_grammar(model):
+    grammar = Grammar(kind="regex", text="(ab|cd){3}")
+    answer = model.generate("abc", grammar=grammar, max_tokens=20)
+    assert re.fullmatch("(ab|cd){3}", answer.text)
+    assert answer.finish_reason == "stop"

@@ -6,15 +6,22 @@ the command, so that a sampling parameter is written down once for `infer` and `
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 import typer
 
 from hyprstream.cli.output import Format
 from hyprstream.errors import InvalidRequestError
 
+if TYPE_CHECKING:
+    from hyprstream.runtime import Grammar
+else:
+    Grammar = object
+
+_GrammarKind = Literal["json_schema", "regex", "lark"]
 _SAMPLING = "Sampling"
 _LOADING = "Model"
 _Command = TypeVar("_Command", bound=Callable[..., None])
@@ -92,11 +99,22 @@ class SamplingOptions:
         int | None, _sampling("Report log probabilities and so many alternatives.", "N")
     ] = None
 
+    json_schema: Annotated[
+        str | None, _sampling("Answer in JSON of this schema, or of the one in @FILE.", "JSON")
+    ] = None
+    regex: Annotated[
+        str | None, _sampling("Answer in text that this pattern matches as a whole.", "PATTERN")
+    ] = None
+    lark: Annotated[
+        str | None, _sampling("Answer by this Lark grammar, or by the one in @FILE.", "TEXT")
+    ] = None
+
     def overrides(self) -> dict[str, Any]:
         """Return what was asked for, under the names of `SamplingParams`.
 
         Raises:
-            InvalidRequestError: A `--logit-bias` is not ID=VALUE, or a `--stop` is not text.
+            InvalidRequestError: A `--logit-bias` is not ID=VALUE, a `--stop` is not text, a
+                file of a grammar cannot be read, or there are two grammars.
         """
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         given = {name: value for name, value in given.items() if value is not None}
@@ -106,6 +124,10 @@ class SamplingOptions:
             given["stop"] = tuple(require_text("--stop", text) for text in given["stop"])
         if "stop_token_id" in given:
             given["stop_token_ids"] = tuple(given.pop("stop_token_id"))
+        kinds: tuple[_GrammarKind, ...] = get_args(_GrammarKind)
+        grammars = {kind: given.pop(kind) for kind in kinds if kind in given}
+        if grammars:
+            given["grammar"] = _grammar(grammars)
         return given
 
 
@@ -199,6 +221,27 @@ def require_text(option: str, text: str) -> str:
 
 _TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def _grammar(given: Mapping[_GrammarKind, str]) -> "Grammar":
+    """Make the grammar that one of its three options gives."""
+    from hyprstream.runtime import Grammar
+
+    if len(given) > 1:
+        raise InvalidRequestError(
+            "an answer cannot follow two grammars",
+            hint="Give one of --json-schema, --regex and --lark.",
+        )
+    [(kind, text)] = given.items()
+    if text.startswith("@") and kind != "regex":
+        file = Path(text[1:])
+        try:
+            text = file.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidRequestError(
+                f"{file} cannot be read: {error}", hint="Write @ and the path of a text file."
+            ) from error
+    return Grammar(kind=kind, text=text)
 
 
 def _bias(text: str) -> tuple[int, float]:

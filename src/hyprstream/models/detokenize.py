@@ -108,7 +108,7 @@ class Detokenizer:
         self._token_of = token_of
         self._spelling = spelling
         self._added_ids = added_ids
-        self._control_ids = control_ids
+        self.control_ids = control_ids
 
     @property
     def strips_first_blank(self) -> bool:
@@ -117,7 +117,7 @@ class Detokenizer:
 
     def shows(self, token_id: int, *, skip_special: bool) -> bool:
         """Tell whether `token_id` takes part in a text."""
-        return not (skip_special and token_id in self._control_ids)
+        return not (skip_special and token_id in self.control_ids)
 
     def piece(self, token_id: int, *, first: bool = False) -> bytes:
         """Return the bytes that `token_id` adds to a text, at its start or within it."""

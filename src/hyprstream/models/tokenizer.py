@@ -98,6 +98,11 @@ class Tokenizer:
         return f"{self._kind}, {self.vocab_size} tokens"
 
     @property
+    def control_ids(self) -> frozenset[int]:
+        """Ids of control tokens, which are no part of a text."""
+        return frozenset(self._detokenizer.control_ids)
+
+    @property
     def chat_template(self) -> str | None:
         """The Jinja source for ordinary chats, if the model has one."""
         return self.chat_templates.get("default")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hyprstream.catalog.card import Progress
     from hyprstream.catalog.catalog import Catalog
-    from hyprstream.engine.request import SamplingParams
+    from hyprstream.engine.request import Grammar, SamplingParams
     from hyprstream.runtime.device import set_threads
     from hyprstream.runtime.environment import Check, environment_report
     from hyprstream.runtime.info import ModelInfo, describe
@@ -23,6 +23,7 @@ _HOMES = {
     "Check": "hyprstream.runtime.environment",
     "Completion": "hyprstream.runtime.text",
     "Generation": "hyprstream.runtime.text",
+    "Grammar": "hyprstream.engine.request",
     "Model": "hyprstream.runtime.model",
     "ModelInfo": "hyprstream.runtime.info",
     "Progress": "hyprstream.catalog.card",
@@ -41,6 +42,7 @@ __all__ = [
     "Check",
     "Completion",
     "Generation",
+    "Grammar",
     "Model",
     "ModelInfo",
     "Progress",

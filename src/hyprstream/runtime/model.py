@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from hyprstream.catalog.card import Progress
 from hyprstream.engine.generate import generate
+from hyprstream.engine.grammar import GrammarCompiler
 from hyprstream.engine.request import SamplingParams
 from hyprstream.errors import ChatTemplateError, InvalidRequestError, UnsupportedError
 from hyprstream.models.attention import PackedAttention
@@ -67,6 +68,7 @@ class Model:
         self.default_params = SamplingParams()
         self.load_s = 0.0
         self._network = network
+        self._grammars: GrammarCompiler | None = None
         self._template = (
             ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens)
             if tokenizer.chat_template
@@ -256,7 +258,10 @@ class Model:
         seed = params.seed if params.seed is not None else secrets.randbits(32)
         params = replace(params, seed=seed)
         eos_ids = self.tokenizer.eos_ids
-        events = generate(self._network, token_ids, params, eos_ids=eos_ids)
+        constraint = None
+        if params.grammar is not None:
+            constraint = self._grammar_compiler(self._network).compile(params.grammar)
+        events = generate(self._network, token_ids, params, eos_ids=eos_ids, constraint=constraint)
         return Generation(
             events,
             self.tokenizer,
@@ -265,6 +270,16 @@ class Model:
             seed=seed,
             continues=continues,
         )
+
+    def _grammar_compiler(self, network: Decoder) -> GrammarCompiler:
+        """Build the compiler for this vocabulary when the first grammar asks for it."""
+        if self._grammars is None:
+            tokenizer, vocab_size = self.tokenizer, network.config.vocab_size
+            self._grammars = GrammarCompiler(
+                [tokenizer.token_bytes(token_id) for token_id in range(vocab_size)],
+                special_ids=tokenizer.control_ids | tokenizer.eos_ids,
+            )
+        return self._grammars
 
 
 def _finish(generation: Generation) -> Completion:
