@@ -2,9 +2,13 @@
 
 import argparse
 
-from benchmarks import single_stream, start_up
+from benchmarks import engine, single_stream, start_up
 
-BENCHMARKS = {"single_stream": single_stream.main, "start_up": start_up.main}
+BENCHMARKS = {
+    "single_stream": single_stream.main,
+    "engine": engine.main,
+    "start_up": start_up.main,
+}
 
 
 def main() -> None:
