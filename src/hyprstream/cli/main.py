@@ -5,7 +5,6 @@ error of ours, as `hyprstream.errors` lists them; 130 Ctrl-C. Imports no torch.
 """
 
 import io
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -31,9 +30,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; no error of a command leaves here."""
-    # Threads that wait by spinning starve each other where cores are shared: beside one busy
-    # process, two spinning threads give a seventh of the tokens of two sleeping ones.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8

@@ -89,14 +89,16 @@ def _dtype() -> Check:
 
 def _threads() -> Check:
     threads, cores = torch.get_num_threads(), os.cpu_count() or 1
-    if threads <= cores:
-        return Check(name="threads", status="ok", detail=f"{threads} of {cores} cores")
-    return Check(
-        name="threads",
-        status="warn",
-        detail=f"{threads} threads on {cores} cores",
-        hint="Set OMP_NUM_THREADS, or pass --threads, to at most the number of cores.",
-    )
+    load = os.getloadavg()[0]
+    detail = f"{threads} of {cores} cores, load {load:.1f}"
+    if threads > cores:
+        hint = "Set OMP_NUM_THREADS, or pass --threads, to at most the number of cores."
+    elif threads > 1 and load > cores / 2:
+        # Threads wait for each other by spinning; see docs/decisions/0004.
+        hint = "Other programs are busy: --threads 1 may be faster than sharing cores with them."
+    else:
+        return Check(name="threads", status="ok", detail=detail)
+    return Check(name="threads", status="warn", detail=detail, hint=hint)
 
 
 def _memory() -> Check:
