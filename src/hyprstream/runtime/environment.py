@@ -116,11 +116,11 @@ def _memory() -> Check:
 def _disk(settings: Settings) -> Check:
     folder = _existing(settings.home.expanduser())
     free = shutil.disk_usage(folder).free
-    if not os.access(folder, os.W_OK):
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
         return Check(
             name="disk",
             status="fail",
-            detail=f"{folder} is not writable",
+            detail=f"{folder} is no folder that can be written to",
             hint="Set HYPRSTREAM_HOME to a folder of yours.",
         )
     is_low = free < _LOW_DISK_BYTES
