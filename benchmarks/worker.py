@@ -38,7 +38,7 @@ def hyprstream_steps(path: str, option: str) -> Callable[[], Steps]:
     from hyprstream.models.decoder import Decoder
     from hyprstream.models.load import open_model
     from hyprstream.models.quant import Quantization
-    from hyprstream.runtime.device import choose_dtype
+    from hyprstream.runtime.device import choose_dtype, settle_memory
 
     torch.set_num_threads(1)
 
@@ -53,6 +53,7 @@ def hyprstream_steps(path: str, option: str) -> Callable[[], Steps]:
             expand=option == "bfloat16",
         )
         assert isinstance(model, Decoder)
+        settle_memory()  # as Model.load does
         cache = SequenceCache(model.config, model.dtype, model.device)
 
         def compute(ids: list[int]) -> int:

@@ -30,7 +30,7 @@ from hyprstream.models.pooling import pool
 from hyprstream.models.quant import Quantization
 from hyprstream.models.tokenizer import Tokenizer
 from hyprstream.refs import ModelRef
-from hyprstream.runtime.device import choose_device, choose_dtype, return_freed_memory
+from hyprstream.runtime.device import choose_device, choose_dtype, settle_memory
 from hyprstream.runtime.info import ModelInfo, describe_model
 from hyprstream.runtime.models import open_catalog
 from hyprstream.runtime.settings import Device, Dtype, Settings, load_settings
@@ -116,7 +116,8 @@ class Model:
             context_length=context,
         )
         model = cls(str(ref), opened, network, opened.tokenizer())
-        return_freed_memory()
+        del opened  # with it go the file's metadata: the vocabulary once more
+        settle_memory()
         model.load_s = time.perf_counter() - started
         return model
 
