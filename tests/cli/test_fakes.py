@@ -4,10 +4,9 @@ import inspect
 
 import pytest
 
+from hyprstream import runtime
 from hyprstream.cli.progress import TransferProgress
 from tests.cli.fakes import FakeCatalog, FakeGeneration, FakeInfo, FakeModel, FakeRuntime
-
-runtime = pytest.importorskip("hyprstream.runtime")
 
 
 def _public(kind):
