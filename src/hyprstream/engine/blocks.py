@@ -110,7 +110,7 @@ class BlockPool:
             self._keys[block] = key
 
     def release(self, blocks: Sequence[int]) -> None:
-        """Let go of blocks that a sequence held; what is remembered in them stays for now."""
+        """Let go of blocks that a sequence held; what is remembered in them stays until reuse."""
         # Last block first: the beginning of a prompt is more often asked for than its end,
         # and the end is worth nothing without it.
         for block in reversed(blocks):
