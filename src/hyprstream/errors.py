@@ -11,15 +11,19 @@
         InvalidAdapterError
       NotFoundError                                                           404     3
         ModelNotFoundError
+        AdapterNotFoundError
         VersionNotFoundError
       ConflictError                    true now, maybe not later              409     4
         CacheBusyError
+        AdapterExistsError
+        StaleParentError
         IncompatibleAdapterError
       UnsupportedError                 we do not do this                      422     5
         UnsupportedArchitectureError
         UnsupportedFormatError
         UnsupportedRegistryError
         UnsupportedTokenizerError
+        UnsupportedCodecError
       UnavailableError                 try again                              503     6
         RegistryUnreachableError
         StorageFullError
@@ -32,6 +36,7 @@
         CorruptTokenizerError
         CorruptArchiveError
         CorruptManifestError
+        CorruptGridError
         ChecksumMismatchError
         NonFiniteLogitsError
         NonFiniteEmbeddingError
@@ -137,6 +142,10 @@ class ModelNotFoundError(NotFoundError):
     """Report a model that is neither a path, nor cached, nor known to its registry."""
 
 
+class AdapterNotFoundError(NotFoundError):
+    """Report a name that no adapter has."""
+
+
 class VersionNotFoundError(NotFoundError):
     """Report an adapter version that is not installed."""
 
@@ -150,6 +159,14 @@ class ConflictError(HyprstreamError):
 
 class CacheBusyError(ConflictError):
     """Report a cache entry that another process holds."""
+
+
+class AdapterExistsError(ConflictError):
+    """Report a name that another adapter has."""
+
+
+class StaleParentError(ConflictError):
+    """Report a name that points at another version than the one it was to be moved from."""
 
 
 class IncompatibleAdapterError(ConflictError):
@@ -177,6 +194,10 @@ class UnsupportedRegistryError(UnsupportedError):
 
 class UnsupportedTokenizerError(UnsupportedError):
     """Report a vocabulary type or pre-tokenizer that has no implementation."""
+
+
+class UnsupportedCodecError(UnsupportedError):
+    """Report a code, or a version of one, that has no implementation."""
 
 
 class UnavailableError(HyprstreamError):
@@ -273,6 +294,21 @@ class CorruptManifestError(CorruptError):
         super().__init__(
             f"{file} does not describe a model: {problem}",
             hint="Pull the model again.",
+        )
+        self.file = str(file)
+
+
+class CorruptGridError(CorruptError):
+    """Report bytes that are no sound grid, or no sound code of one.
+
+    Attributes:
+        file: Path of the damaged file, as text; "the grid" for bytes in memory.
+    """
+
+    def __init__(self, problem: str, file: object = "the grid") -> None:
+        super().__init__(
+            f"{file} is damaged: {problem}",
+            hint="Fetch or export the adapter again.",
         )
         self.file = str(file)
 

@@ -1,0 +1,1 @@
+"""Sparse grids and the codes they are stored in: arrays in, bytes out. NumPy only."""
