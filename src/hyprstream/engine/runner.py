@@ -31,8 +31,8 @@ _MAX_LOGITS = 1 << 23
 Weights = TypeVar("Weights")
 WeightsIn = TypeVar("WeightsIn", contravariant=True)  # noqa: PLC0105
 
-_Scored = tuple[Row, Answer, Float[Tensor, "_ C"]]
-"""A row, its state, and its hidden states whose logits are wanted."""
+_Scored = tuple[Row, Answer, range]
+"""A row, its state, and the tokens of the step whose logits are wanted."""
 _Peak = tuple[float, int]
 """The largest logit of a row, and its token."""
 
@@ -179,24 +179,28 @@ class ModelRunner(Generic[Weights]):
         )
 
     def _compute(self, rows: Sequence[Row]) -> dict[SequenceId, Sampled]:
-        pieces = self._forward(rows).split([len(row.token_ids) for row in rows])
+        hidden = self._forward(rows)
         sampled: dict[SequenceId, Sampled] = {}
         sampling: list[_Scored] = []
-        for row, hidden in zip(rows, pieces, strict=True):
+        end = 0
+        for row in rows:
+            begin, end = end, end + len(row.token_ids)
             state = self._sequences[row.sequence_id]
+            result = Sampled()
             try:
                 if isinstance(state, Embedding):
-                    result = Sampled(embedding=state.add(row.start, hidden))
-                else:
-                    scores = self._score_prompt(row, state, hidden)
+                    result = Sampled(embedding=state.add(row.start, hidden[begin:end]))
+                elif state.num_top is not None:
+                    scores = self._score_prompt(row, state, hidden[begin:end])
                     result = Sampled(prompt_logprobs=scores)
-                    if row.samples:
-                        sampling.append((row, state, hidden[-1 - row.num_drafts :]))
             except HyprstreamError as error:
                 result = Sampled(error=error)
             sampled[row.sequence_id] = result
+            if row.samples and result.error is None:
+                assert isinstance(state, Answer), f"{row.sequence_id} embeds and samples"
+                sampling.append((row, state, range(end - 1 - row.num_drafts, end)))
         for group in _bounded(sampling, self._max_scored):
-            self._sample(group, sampled)
+            self._sample(hidden, group, sampled)
         return sampled
 
     def _forward(self, rows: Sequence[Row]) -> Float[Tensor, "T C"]:
@@ -218,28 +222,40 @@ class ModelRunner(Generic[Weights]):
         assert self._bank is not None, "a row uses an adapter, but there is no bank"
         return self._bank.view(slots)
 
-    def _sample(self, group: Sequence[_Scored], sampled: dict[SequenceId, Sampled]) -> None:
+    def _sample(
+        self,
+        hidden: Float[Tensor, "T C"],
+        group: Sequence[_Scored],
+        sampled: dict[SequenceId, Sampled],
+    ) -> None:
         """Choose the next tokens of rows, and add them to what came of these."""
-        states = torch.cat([hidden for _, _, hidden in group])
-        slots = [row.slot for row, _, hidden in group for _ in hidden]
-        logits = self._model.logits(states, self._view(slots))
+        scored = torch.tensor([i for _, _, tokens in group for i in tokens], device=hidden.device)
+        slots = [row.slot for row, _, tokens in group for _ in tokens]
+        logits = self._model.logits(hidden.index_select(0, scored), self._view(slots))
         takes_peaks = any(answer.sampler.takes_peak for _, answer, _ in group)
         best = _peaks(logits) if takes_peaks else []
         end = 0
-        for row, answer, hidden in group:
-            begin, end = end, end + len(hidden)
-            result = sampled[row.sequence_id]
+        for row, answer, tokens in group:
+            begin, end = end, end + len(tokens)
+            scores = sampled[row.sequence_id].prompt_logprobs
             try:
-                events = self._choose(row, answer.sampler, logits[begin:end], best[begin:end])
-                result = replace(result, events=events)
+                events = self._choose(row, answer.sampler, logits, best, begin)
+                result = Sampled(events=events, prompt_logprobs=scores)
             except HyprstreamError as error:
                 result = Sampled(error=error)
             sampled[row.sequence_id] = result
 
     def _choose(
-        self, row: Row, sampler: RowSampler, logits: Float[Tensor, "N V"], best: Sequence[_Peak]
+        self,
+        row: Row,
+        sampler: RowSampler,
+        logits: Float[Tensor, "N V"],
+        best: Sequence[_Peak],
+        begin: int,
     ) -> tuple[TokenEvent, ...]:
-        """Choose a token from each row of logits, for as long as the drafts are right.
+        """Choose a token from each of a row's logits, for as long as the drafts are right.
+
+        Those of the row begin at `begin`.
 
         Every token is chosen as it would be without drafts, so drafts cannot show in the
         answer, whether it is greedy or not.
@@ -248,12 +264,12 @@ class ModelRunner(Generic[Weights]):
         drafts = row.token_ids[num_known:]
         room = self._model.config.context_length - (row.start + num_known) - 1
         events = []
-        for i in range(len(logits)):
+        for i in range(1 + row.num_drafts):
             # Past min_tokens a sampler begins to take peaks, where none were looked up.
             if best and sampler.takes_peak:
-                event = sampler.take_peak(_finite(best[i]), room=room - i)
+                event = sampler.take_peak(_finite(best[begin + i]), room=room - i)
             else:
-                event = sampler.next(logits[i], room=room - i)
+                event = sampler.next(logits[begin + i], room=room - i)
             events.append(event)
             if event.finish is not None or drafts[i : i + 1] != (event.token_id,):
                 break
