@@ -66,10 +66,9 @@ class World:
         size = block_bytes(model.config, model.dtype, config.block_tokens)
         core = build_core(
             model,
-            replace(config, kv_memory_bytes=size * num_blocks),
+            replace(config, kv_memory_bytes=size * num_blocks, adapter_memory_bytes=1 << 20),
             eos_ids=EOS,
             fetch=lambda version: adapter(model, version),
-            adapter_memory_bytes=1 << 20,
         )
         world = cls(model, core)
         for version in VERSIONS[:3]:

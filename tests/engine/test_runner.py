@@ -222,6 +222,22 @@ def test_embeddings_are_those_of_the_whole_text(model, pooling, normalize, preem
     assert answer.events == alone(model, answer.request)
 
 
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_a_request_may_choose_its_pooling(model, pooling):
+    driver = driver_of(runner_of(model), seed=7)
+    made = driver.add(replace(request("e", PROMPT, embeds=True), pooling=pooling))
+    driver.run()
+    normalize = model.config.normalize
+    expected = pool(whole_hidden(model, PROMPT), [len(PROMPT)], pooling, normalize=normalize)[0]
+    assert made.embedding is not None
+    torch.testing.assert_close(torch.tensor(made.embedding), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_first_position_of_a_decoder_is_no_embedding(model):
+    with pytest.raises(UnsupportedError, match="seen none"):
+        runner_of(model).check(replace(request("e", PROMPT, embeds=True), pooling="cls"))
+
+
 def test_a_request_that_cannot_start_is_refused_before(model):
     runner = runner_of(model, frozenset({2}))
     runner.check(request("r", PROMPT))

@@ -18,9 +18,16 @@ from hyprstream.engine.logits import peaks, token_logprobs
 from hyprstream.engine.paged_attention import PagedAttention
 from hyprstream.engine.paged_cache import PagedCache
 from hyprstream.engine.plan import Plan, Row, Sampled, SequenceId, Start
-from hyprstream.engine.request import MAX_SEED, Grammar, Request, TokenEvent, TokenLogprobs
+from hyprstream.engine.request import (
+    MAX_SEED,
+    Grammar,
+    Request,
+    TokenEvent,
+    TokenLogprobs,
+    check_tokens,
+)
 from hyprstream.engine.sampler import RowSampler, TokenConstraint
-from hyprstream.errors import HyprstreamError, InvalidRequestError, NonFiniteLogitsError
+from hyprstream.errors import HyprstreamError, NonFiniteLogitsError, UnsupportedError
 from hyprstream.models.decoder import Decoder
 from hyprstream.models.forward import ForwardBatch, LoraView
 from hyprstream.refs import VersionId
@@ -53,8 +60,8 @@ class Bank(Protocol[WeightsIn]):
 class ModelRunner(Generic[Weights]):
     """The `Runner` of a decoder.
 
-    A request that embeds gets the pooling that the model was made for. A decoder made for
-    text gets `last`: only its last position has seen the whole of the text.
+    A request that embeds and does not say how gets the pooling that the model was made for.
+    A decoder made for text gets `last`: only its last position has seen the whole of it.
 
     A sequence that embeds or reports on its prompt has to compute all of it: the prefix of
     another one is of no use to it.
@@ -111,23 +118,28 @@ class ModelRunner(Generic[Weights]):
         """Sequences that something is kept for."""
         return len(self._sequences)
 
-    def check(self, request: Request) -> None:
+    def check(self, request: Request) -> object:
         """Refuse a request that could not be started. May run on any thread.
+
+        Returns:
+            What keeps the grammar from being built again, for as long as it is held.
 
         Raises:
             InvalidRequestError: The prompt or the parameters name a token that the model
                 does not have, the parameters leave no token to choose, or the grammar is
                 none that can be followed.
-            UnsupportedError: There is a grammar, and no compiler.
+            UnsupportedError: There is a grammar and no compiler, or a pooling that says
+                nothing of the text.
         """
-        size = self._model.config.vocab_size
-        if not all(0 <= token < size for token in request.token_ids):
-            raise InvalidRequestError(
-                f"the prompt has a token outside 0 to {size - 1}",
-                hint="Encode the prompt with this model's own tokenizer.",
-            )
+        check_tokens(request, self._model.config.vocab_size)
         if not request.embeds:
-            self._sampler(request, 0)
+            return self._sampler(request, 0)
+        if request.pooling == "cls":
+            raise UnsupportedError(
+                "the first position of a decoder has seen none of the text",
+                hint="Choose the pooling last or mean.",
+            )
+        return None
 
     @torch.inference_mode()
     def run(self, plan: Plan) -> dict[SequenceId, Sampled]:
@@ -158,7 +170,8 @@ class ModelRunner(Generic[Weights]):
         request, index = start.request, start.sequence_id.index
         if request.embeds:
             config = self._model.config
-            return Embedding(request, config.pooling or "last", normalize=config.normalize)
+            pooling = request.pooling or config.pooling or "last"
+            return Embedding(request, pooling, normalize=config.normalize)
         # All answers have the same prompt: one of them reports on it.
         num_top = request.prompt_logprobs if index == 0 else None
         return Answer(request=request, sampler=self._sampler(request, index), num_top=num_top)
