@@ -333,6 +333,43 @@ def test_an_answer_follows_its_grammar_and_fails_alone_when_there_is_no_way_on(m
     assert free.events == alone(model, free.request)
 
 
+class Residues:
+    """A constraint: the i-th token is i modulo 3."""
+
+    can_end = is_finished = False
+
+    def __init__(self):
+        self._num_tokens = 0
+
+    def forbidden(self):
+        return torch.arange(97) % 3 != self._num_tokens % 3
+
+    def accept(self, token_id):
+        assert token_id % 3 == self._num_tokens % 3
+        self._num_tokens += 1
+
+
+@pytest.mark.parametrize("right", [0, 1, 3, 12])
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_drafts_do_not_show_in_an_answer_that_follows_a_grammar(model, temperature, right):
+    grammar = Grammar(kind="regex", text="a*")
+    params = SamplingParams(temperature=temperature, seed=5, max_tokens=12, grammar=grammar)
+
+    def answer(guesses):
+        driver = driver_of(runner_of(model, constraint_of=lambda _grammar: Residues()))
+        served = driver.add(request("r", PROMPT, params), guesses=guesses)
+        driver.run()
+        assert served.error is None
+        return served.events
+
+    plain = answer([])
+    tokens = [event.token_id for event in plain]
+    assert [token % 3 for token in tokens] == [0, 1, 2] * 4
+    # Wrong guesses: some that the grammar forbids, some that it admits.
+    wrong = [(token + 1 + 2 * (i % 2)) % 97 for i, token in enumerate(tokens)]
+    assert answer(tokens[:right] + wrong[right:]) == plain
+
+
 def test_a_grammar_without_a_compiler_fails_before_and_at_the_start(model):
     params = SamplingParams(grammar=Grammar(kind="regex", text="a*"))
     runner = runner_of(model)
