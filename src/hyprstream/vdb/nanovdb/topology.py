@@ -1,0 +1,156 @@
+"""Which voxels are active, grouped into the nodes of a tree."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hyprstream.errors import InvalidAdapterError
+from hyprstream.vdb.nanovdb import keys as keying
+from hyprstream.vdb.nanovdb.structures import Coordinates, Keys
+
+Starts = NDArray[np.intp]
+
+_BYTE = np.arange(256)
+_LOWEST_BIT = np.array([(b & -b).bit_length() - 1 for b in _BYTE.tolist()], np.int32)
+_HIGHEST_BIT = np.array([b.bit_length() - 1 for b in _BYTE.tolist()], np.int32)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Topology:
+    """Active voxels and the nodes that hold them, each level in ascending order.
+
+    Attributes:
+        tiles: Keys of the root tiles, one for each upper node.
+        voxels: Path of each voxel: number of its tile, then its key in the tile.
+        order: Which of the voxels given each one is; None for the same order.
+        masks: Active voxels of each leaf, (L, 8) words.
+        leaves: Path of each leaf; likewise `lowers` and `uppers`.
+        leaf_starts: First voxel of each leaf.
+        lower_starts: First leaf of each lower node.
+        upper_starts: First lower node of each upper node.
+    """
+
+    tiles: Keys
+    voxels: Keys
+    order: Starts | None
+    masks: NDArray[np.uint64]
+    leaves: Keys
+    lowers: Keys
+    uppers: Keys
+    leaf_starts: Starts
+    lower_starts: Starts
+    upper_starts: Starts
+
+    @property
+    def num_voxels(self) -> int:
+        """Number of active voxels."""
+        return len(self.voxels)
+
+    @property
+    def leaf_of_voxel(self) -> Starts:
+        """Number of the leaf of each voxel."""
+        return owners(self.leaf_starts, self.num_voxels)
+
+
+def of_coordinates(coordinates: Coordinates) -> Topology:
+    """Group voxels anywhere in the range of int32; of equal ones the last counts."""
+    if coordinates.ndim != 2 or coordinates.shape[1] != 3 or coordinates.dtype != np.int32:
+        raise InvalidAdapterError(
+            f"coordinates are {coordinates.dtype} {coordinates.shape}, they have to be int32 (N, 3)"
+        )
+    coordinates = np.asfortranarray(coordinates)  # each axis is read by itself
+    keys = keying.keys_within_tile(coordinates)
+    least = [int(c.min()) >> keying.TILE_BITS for c in coordinates.T] if len(keys) else []
+    most = [int(c.max()) >> keying.TILE_BITS for c in coordinates.T] if len(keys) else []
+    if least == most:
+        tiles = keying.tile_keys(coordinates[:1])
+    else:
+        ranked, rank = np.unique(
+            keying.sort_rank(keying.tile_keys(coordinates)), return_inverse=True
+        )
+        tiles = keying.sort_rank(ranked)
+        keys |= rank.astype(np.uint64) << np.uint64(keying.KEY_BITS)
+    return _grouped(tiles, *keying.sorted_unique(keys))
+
+
+def of_keys(keys: Keys) -> Topology:
+    """Group voxels of the root tile at the origin, given by their keys; of equals the last counts.
+
+    Raises:
+        InvalidAdapterError: A key has more than 36 bits.
+    """
+    if len(keys) and int(keys.max()) >> keying.KEY_BITS:
+        raise InvalidAdapterError(
+            f"the voxel key {int(keys.max())} does not fit in {keying.KEY_BITS} bits",
+            hint="Store the adapter in parts.",
+        )
+    return _grouped(np.zeros(min(len(keys), 1), np.uint64), *keying.sorted_unique(keys))
+
+
+def _grouped(tiles: Keys, voxels: Keys, order: Starts | None) -> Topology:
+    words, word_starts = _groups(voxels >> np.uint64(6))
+    leaves, first_words = _groups(words >> np.uint64(3))
+    lowers, lower_starts = _groups(leaves >> np.uint64(keying.LOWER_BITS))
+    uppers, upper_starts = _groups(lowers >> np.uint64(keying.UPPER_BITS))
+    masks = np.zeros((len(leaves), 8), np.uint64)
+    if len(voxels):
+        bits = np.uint64(1) << (voxels & np.uint64(63))
+        rows = owners(first_words, len(words))
+        masks[rows, (words & np.uint64(7)).astype(np.intp)] = np.bitwise_or.reduceat(
+            bits, word_starts
+        )
+    return Topology(
+        tiles=tiles,
+        voxels=voxels,
+        order=order,
+        masks=masks,
+        leaves=leaves,
+        lowers=lowers,
+        uppers=uppers,
+        leaf_starts=word_starts[first_words],
+        lower_starts=lower_starts,
+        upper_starts=upper_starts,
+    )
+
+
+def _groups(keys: Keys) -> tuple[Keys, Starts]:
+    """Return each distinct one of sorted keys, and where it begins."""
+    if len(keys) == 0:
+        return keys, np.zeros(0, np.intp)
+    starts = np.concatenate([[0], np.flatnonzero(keys[1:] != keys[:-1]) + 1])
+    return keys[starts], starts
+
+
+def owners(starts: Starts, total: int) -> Starts:
+    """Return the number of the group of each member; `starts` are the groups' first members."""
+    return np.repeat(np.arange(len(starts)), np.diff(starts, append=total))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Boxes:
+    """Bounds of the active voxels of each node, (N, 3) each, both ends included."""
+
+    least: Coordinates
+    most: Coordinates
+
+    def merged(self, starts: Starts) -> "Boxes":
+        """Return the bounds of the parents whose children begin at `starts`."""
+        return Boxes(
+            np.minimum.reduceat(self.least, starts), np.maximum.reduceat(self.most, starts)
+        )
+
+
+def leaf_boxes(topology: Topology) -> Boxes:
+    """Return the bounds of what is active in each leaf; no leaf is empty."""
+    used = topology.masks != 0  # a word is a plane of x
+    plane = np.bitwise_or.reduce(topology.masks, axis=1).view(np.uint8).reshape(-1, 8)
+    rows = plane != 0  # a byte of it is a row of y, a bit of that is z
+    row = np.bitwise_or.reduce(plane, axis=1)
+    least = [used.argmax(1), rows.argmax(1), _LOWEST_BIT[row]]
+    most = [7 - used[:, ::-1].argmax(1), 7 - rows[:, ::-1].argmax(1), _HIGHEST_BIT[row]]
+    origins = keying.node_origins(topology.tiles, topology.leaves, keying.LEAF_BITS)
+    return Boxes(
+        origins + np.stack(least, axis=1).astype(np.int32),
+        origins + np.stack(most, axis=1).astype(np.int32),
+    )
