@@ -140,3 +140,16 @@ def test_arguments_that_make_no_grid_are_refused(where, values, name):
 def test_key_of_more_than_36_bits_is_refused():
     with pytest.raises(InvalidAdapterError, match="36 bits"):
         SparseGrid.of_keys(np.array([2**36], np.uint64), np.zeros(1, np.float32))
+
+
+@pytest.mark.parametrize("reach", [20, 9000])
+def test_a_grid_that_was_built_is_viewed_as_one_that_was_read(reach):
+    built = scattered_grid(count=30, reach=reach).view
+    read = open_grid(built.buffer)
+    for field in ("tiles", "tile_uppers", "leaf_paths", "leaves", "lowers", "uppers"):
+        assert (getattr(built, field) == getattr(read, field)).all(), field
+    assert built.layout is read.layout
+    assert built.channels.keys() == read.channels.keys()
+    for name, channel in built.channels.items():
+        assert channel.dtype == read.channels[name].dtype
+        assert (channel == read.channels[name]).all()

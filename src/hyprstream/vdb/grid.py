@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from hyprstream.errors import CorruptGridError, InvalidAdapterError
 from hyprstream.vdb.nanovdb import structures, topology, writer
-from hyprstream.vdb.nanovdb.reader import open_grid
 from hyprstream.vdb.nanovdb.structures import Bytes, Coordinates, Keys
 from hyprstream.vdb.nanovdb.topology import Topology
 from hyprstream.vdb.nanovdb.view import GridView
@@ -108,7 +107,7 @@ class SparseGrid:
             ),
             *opaque_channels(blind or {}),
         ]
-        return cls.of_view(open_grid(writer.index_grid(topo, channels, name=name)))
+        return cls.of_view(writer.index_grid(topo, channels, name=name))
 
     @classmethod
     def of_view(cls, view: GridView, file: object = "the grid") -> Self:

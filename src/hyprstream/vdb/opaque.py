@@ -20,7 +20,7 @@ def opaque_grid(blind: Mapping[str, bytes], *, name: str = "") -> Bytes:
         InvalidAdapterError: A name is too long.
     """
     nowhere = topology.of_keys(np.zeros(0, np.uint64))
-    return writer.index_grid(nowhere, opaque_channels(blind), name=name)
+    return writer.index_grid(nowhere, opaque_channels(blind), name=name).buffer
 
 
 def opaque_data(view: GridView) -> dict[str, bytes]:

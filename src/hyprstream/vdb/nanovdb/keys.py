@@ -12,6 +12,7 @@ from hyprstream.vdb.nanovdb.structures import Coordinates, Keys
 
 KEY_BITS = 36
 LEAF_BITS, LOWER_BITS, UPPER_BITS = 9, 12, 15
+LEAF_PATH_BITS = LOWER_BITS + UPPER_BITS
 TILE_BITS = 12
 _TILE_FIELD = 20  # bits of a tile's coordinate in an int32
 _TILE_SHIFTS = (42, 21, 0)
@@ -46,12 +47,14 @@ def keys_within_tile(coordinates: Coordinates) -> Keys:
 
 def coordinates_within_tile(keys: Keys) -> Coordinates:
     """Return where in its tile a key's voxel is, (N, 3) of (N,); the inverse of the above."""
-    found = np.zeros((len(keys), 3), np.int32)
+    found = np.empty((3, len(keys)), np.int32)
     for axis in range(3):
+        coordinate = np.zeros(len(keys), np.uint64)
         for first, bits, places in _FIELDS:
             part = keys >> np.uint64(places[axis]) & np.uint64((1 << bits) - 1)
-            found[:, axis] |= part.astype(np.int32) << np.int32(first)
-    return found
+            coordinate |= part << np.uint64(first)
+        found[axis] = coordinate
+    return np.ascontiguousarray(found.T)
 
 
 def tile_keys(coordinates: Coordinates) -> Keys:
@@ -91,8 +94,10 @@ def node_origins(tiles: Keys, nodes: Keys, bits_below: int) -> Coordinates:
         bits_below: Bits of a key that tell voxels of one node apart.
     """
     paths = nodes << np.uint64(bits_below)
-    rank = (paths >> np.uint64(KEY_BITS)).astype(np.intp)
-    return tile_origins(tiles)[rank] + coordinates_within_tile(paths)
+    origins = tile_origins(tiles)
+    if len(tiles) > 1:
+        origins = origins[(paths >> np.uint64(KEY_BITS)).astype(np.intp)]
+    return origins + coordinates_within_tile(paths)
 
 
 def sorted_unique(keys: Keys) -> tuple[Keys, NDArray[np.intp] | None]:

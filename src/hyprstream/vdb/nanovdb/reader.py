@@ -17,7 +17,7 @@ from hyprstream.vdb.nanovdb import keys as keying
 from hyprstream.vdb.nanovdb import structures as s
 from hyprstream.vdb.nanovdb.checksum import is_intact
 from hyprstream.vdb.nanovdb.view import GridView, Indices, Nodes
-from hyprstream.vdb.nanovdb.writer import prefix_sums
+from hyprstream.vdb.nanovdb.writer import count_words
 
 _LAYOUTS = {layout.grid_type: layout for layout in (s.INDEX_LAYOUT, s.FLOAT_LAYOUT)}
 _DATA_TYPES: dict[int, type[np.generic]] = {
@@ -78,11 +78,11 @@ class _Reader:
         paths = self._children("lower", upper, lower, paths)
         paths = self._children("leaf", lower, leaf, paths)
         self._check_origins(leaf.nodes, tile_keys, paths)
-        num_voxels = int(np.bitwise_count(leaf.nodes["value_mask"]).sum(dtype=np.int64))
-        self._check(int(tree["voxel_count"]) == num_voxels, "its number of voxels is another")
+        prefix_sums, counts = count_words(leaf.nodes["value_mask"])
+        self._check(int(tree["voxel_count"]) == counts.sum(), "its number of voxels is another")
         channels: Mapping[str, NDArray[Any]] = {}
         if layout is s.INDEX_LAYOUT:
-            self._check_indices(leaf.nodes, num_voxels)
+            self._check_indices(leaf.nodes, prefix_sums, counts)
             channels = self._channels(leaf.end)
         return GridView(
             buffer=self._buffer,
@@ -201,15 +201,16 @@ class _Reader:
         stated = leaves["bbox_min"] & np.int32(-8)
         self._check((stated == origins).all(), "a leaf says that it lies elsewhere")
 
-    def _check_indices(self, leaves: Nodes, num_voxels: int) -> None:
+    def _check_indices(
+        self, leaves: Nodes, prefix_sums: NDArray[np.uint64], counts: NDArray[np.uint64]
+    ) -> None:
         header = self._buffer[: s.TREE_AT].view(s.GRID)[0]
-        self._check(int(header["data1"]) == num_voxels + 1, "its number of values is another")
-        masks = np.ascontiguousarray(leaves["value_mask"])
-        counts = np.bitwise_count(masks).sum(axis=1, dtype=np.uint64)
-        first = np.cumsum(counts, dtype=np.uint64) - counts + np.uint64(1)
+        num_values = int(counts.sum()) + 1
+        self._check(int(header["data1"]) == num_values, "its number of values is another")
+        first = np.cumsum(counts) - counts + np.uint64(1)
         self._check((leaves["offset"] == first).all(), "a leaf begins at another index")
         self._check(
-            (leaves["prefix_sum"] == prefix_sums(masks)).all(),
+            (leaves["prefix_sum"] == prefix_sums).all(),
             "a leaf's prefix sums are not those of its mask",
         )
 

@@ -143,14 +143,17 @@ class Boxes:
 
 def leaf_boxes(topology: Topology) -> Boxes:
     """Return the bounds of what is active in each leaf; no leaf is empty."""
-    used = topology.masks != 0  # a word is a plane of x
-    plane = np.bitwise_or.reduce(topology.masks, axis=1).view(np.uint8).reshape(-1, 8)
-    rows = plane != 0  # a byte of it is a row of y, a bit of that is z
-    row = np.bitwise_or.reduce(plane, axis=1)
-    least = [used.argmax(1), rows.argmax(1), _LOWEST_BIT[row]]
-    most = [7 - used[:, ::-1].argmax(1), 7 - rows[:, ::-1].argmax(1), _HIGHEST_BIT[row]]
+    masks = topology.masks  # a word is a plane of x, a byte of it a row of y, a bit of that is z
+    planes = np.packbits((masks != 0).reshape(-1), bitorder="little")
+    plane = masks[:, :4] | masks[:, 4:]
+    plane = plane[:, :2] | plane[:, 2:]
+    plane = plane[:, 0] | plane[:, 1]
+    rows = np.packbits(plane.view(np.uint8) != 0, bitorder="little")
+    for shift in (32, 16, 8):
+        plane |= plane >> np.uint64(shift)
+    row = plane.astype(np.uint8)
+    sides = (planes, rows, row)
+    least = np.stack([_LOWEST_BIT[bits] for bits in sides], axis=1)
+    most = np.stack([_HIGHEST_BIT[bits] for bits in sides], axis=1)
     origins = keying.node_origins(topology.tiles, topology.leaves, keying.LEAF_BITS)
-    return Boxes(
-        origins + np.stack(least, axis=1).astype(np.int32),
-        origins + np.stack(most, axis=1).astype(np.int32),
-    )
+    return Boxes(origins + least, origins + most)

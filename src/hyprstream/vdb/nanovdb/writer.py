@@ -5,6 +5,7 @@ Checksums are left out; `files` puts them in.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ from numpy.typing import NDArray
 
 from hyprstream.errors import InvalidAdapterError
 from hyprstream.vdb.nanovdb import structures as s
+from hyprstream.vdb.nanovdb.keys import LEAF_PATH_BITS
 from hyprstream.vdb.nanovdb.topology import Boxes, Topology, leaf_boxes, owners
+from hyprstream.vdb.nanovdb.view import GridView
 
 _IDENTITY = (1, 0, 0, 0, 1, 0, 0, 0, 1)
 _TRANSFORM = (*_IDENTITY, *_IDENTITY, 0, 0, 0, 1)
@@ -46,7 +49,7 @@ class Places:
     end: int
 
 
-def index_grid(topology: Topology, channels: Sequence[Channel], *, name: str = "") -> s.Bytes:
+def index_grid(topology: Topology, channels: Sequence[Channel], *, name: str = "") -> GridView:
     """Build a `ValueOnIndex` grid: voxel number i of the topology has index i + 1.
 
     Raises:
@@ -63,13 +66,12 @@ def index_grid(topology: Topology, channels: Sequence[Channel], *, name: str = "
             places.blind,
             len(channels),
         )
-    _write_channels(buffer, places, channels)
     if topology.num_voxels:
         leaves = _write_tree(buffer, topology, s.INDEX_LAYOUT, places)
         leaves["offset"] = topology.leaf_starts
         leaves["offset"] += np.uint64(1)
-        leaves["prefix_sum"] = prefix_sums(topology.masks)
-    return buffer
+        leaves["prefix_sum"], _ = count_words(topology.masks)
+    return _view(buffer, topology, places, _write_channels(buffer, places, channels))
 
 
 def float_grid(
@@ -99,7 +101,8 @@ def float_grid(
     if topology.num_voxels:
         header["flags"] |= s.FLAG_MIN_MAX | s.FLAG_AVERAGE | s.FLAG_DEVIATION
         leaves = _write_tree(buffer, topology, s.FLOAT_LAYOUT, places)
-        leaves["table"] = background
+        if background:
+            leaves["table"] = background
         slots = (topology.voxels & np.uint64(511)).astype(np.intp)
         leaves["table"][topology.leaf_of_voxel, slots] = values
         _write_statistics(buffer, topology, places, values)
@@ -168,14 +171,14 @@ def _write_tree(
     leaves["flags"] = s.NODE_HAS_BBOX
     leaves["value_mask"] = topology.masks
 
-    background = _background_bits(buffer, layout)
     lowers = buffer[places.lower : places.leaf].view(s.LOWER)
-    lowers["table"] = background
+    uppers = buffer[places.upper : places.lower].view(s.UPPER)
+    background = _background_bits(buffer, layout)
+    if background:  # what is not touched takes no memory yet
+        lowers["table"] = uppers["table"] = background
     _write_inner(lowers, lower_box)
     _link(lowers, topology.lower_starts, topology.leaves, layout.leaf.itemsize,
           places.leaf - places.lower)  # fmt: skip
-    uppers = buffer[places.upper : places.lower].view(s.UPPER)
-    uppers["table"] = background
     _write_inner(uppers, upper_box)
     _link(uppers, topology.upper_starts, topology.lowers, s.LOWER.itemsize,
           places.lower - places.upper)  # fmt: skip
@@ -226,12 +229,22 @@ def _write_root(
     header["world_bbox"][3:] = root["bbox_max"].astype(np.float64) + 1
 
 
-def prefix_sums(masks: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Pack how many voxels are active before each of the words 1 to 7, 9 bits each: (L,)."""
-    counts = np.bitwise_count(masks[:, :7]).astype(np.uint64).cumsum(axis=1, dtype=np.uint64)
-    counts <<= np.arange(0, 63, 9, dtype=np.uint64)
-    packed: NDArray[np.uint64] = np.bitwise_or.reduce(counts, axis=1)
-    return packed
+def count_words(masks: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Count the active voxels of leaves.
+
+    Args:
+        masks: Their masks, (L, 8).
+
+    Returns:
+        Packed prefix sums: how many are active before each of the words 1 to 7, 9 bits each, (L,);
+        and how many there are in all, (L,).
+    """
+    packed = np.zeros(len(masks), np.uint64)
+    total = np.zeros(len(masks), np.uint64)
+    for word in range(7):
+        total += np.bitwise_count(masks[:, word])
+        packed |= total << np.uint64(9 * word)
+    return packed, total + np.bitwise_count(masks[:, 7])
 
 
 def _write_statistics(
@@ -258,18 +271,44 @@ def _write_statistics(
         level["statistics"] = np.stack([least, most, mean, deviation], axis=1)
 
 
-def _write_channels(buffer: s.Bytes, places: Places, channels: Sequence[Channel]) -> None:
-    table = places.blind + len(channels) * s.BLIND_METADATA.itemsize
-    metadata = buffer[places.blind : table].view(s.BLIND_METADATA)
-    at = table
+def _write_channels(
+    buffer: s.Bytes, places: Places, channels: Sequence[Channel]
+) -> dict[str, NDArray[Any]]:
+    """Write what lies behind the tree; return where it is now."""
+    at = places.blind + len(channels) * s.BLIND_METADATA.itemsize
+    metadata = buffer[places.blind : at].view(s.BLIND_METADATA)
+    written: dict[str, NDArray[Any]] = {}
     for number, channel in enumerate(channels):
-        data = channel.data
-        data_type = _DATA_TYPES.get(data.dtype.newbyteorder("<").str, s.TYPE_UNKNOWN)
-        size = data.itemsize if data_type else 1
+        data_type = _DATA_TYPES.get(channel.data.dtype.newbyteorder("<").str, s.TYPE_UNKNOWN)
+        data = np.ascontiguousarray(channel.data).reshape(-1)
+        if not data_type:
+            data = data.view(np.uint8)
         entry = metadata[number]
         entry["data_offset"] = at - places.blind - number * s.BLIND_METADATA.itemsize
-        entry["value_count"], entry["value_size"] = data.nbytes // size, size
+        entry["value_count"], entry["value_size"] = data.size, data.itemsize
         entry["data_class"], entry["data_type"] = channel.data_class, data_type
         entry["name"] = _encoded(channel.name)
-        buffer[at : at + data.nbytes] = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
+        written[channel.name] = buffer[at : at + data.nbytes].view(data.dtype)
+        written[channel.name][:] = data
         at += s.padded(data.nbytes)
+    return written
+
+
+def _view(
+    buffer: s.Bytes, topology: Topology, places: Places, channels: dict[str, NDArray[Any]]
+) -> GridView:
+    """View an index grid that was just built, which needs no look at whether it is sound."""
+    order = np.argsort(topology.tiles)
+    tile = (topology.leaves >> np.uint64(LEAF_PATH_BITS)).astype(np.intp)
+    rank = np.argsort(order).astype(np.uint64)[tile] << np.uint64(LEAF_PATH_BITS)
+    return GridView(
+        buffer=buffer,
+        layout=s.INDEX_LAYOUT,
+        tiles=topology.tiles[order],
+        tile_uppers=order,
+        uppers=buffer[places.upper : places.lower].view(s.UPPER),
+        lowers=buffer[places.lower : places.leaf].view(s.LOWER),
+        leaves=buffer[places.leaf : places.blind].view(s.LEAF_INDEX),
+        leaf_paths=rank | topology.leaves & np.uint64((1 << LEAF_PATH_BITS) - 1),
+        channels=MappingProxyType(channels),
+    )
