@@ -77,6 +77,11 @@ def first_entry(part: str, value: int) -> np.ndarray:
     return copy
 
 
+def root_tile_of_one_value() -> np.ndarray:
+    """A copy whose only root tile is active and has no nodes below."""
+    return changed("tile", "state", 1, changed("tile", "child", 0))
+
+
 def test_the_grids_that_are_damaged_here_are_sound():
     for buffer in (INDEX.buffer, PACKED.buffer, FLOAT):
         assert problem_of_grid(buffer) == ""
@@ -117,6 +122,7 @@ HUGE = (2**31 - 1, 2**32 - 1, 2**62, 2**63 - 1)
         (changed("tile", "child", 2**62), "upper nodes are not those"),
         (changed("tile", "child", -1), "upper nodes are not those"),
         (changed("tile", "child", 0), "upper nodes are not those"),
+        (root_tile_of_one_value(), "active tiles"),
         (changed("upper", "value_mask", 2**64 - 1), "active tiles"),
         (changed("upper", "child_mask", 2**64 - 1), "lower nodes are not those"),
         (changed("lower", "child_mask", 0), "leaf nodes are not those"),

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from hyprstream.errors import CorruptGridError, InvalidAdapterError
 from hyprstream.vdb.nanovdb import structures, topology, writer
+from hyprstream.vdb.nanovdb.channels import Channel
 from hyprstream.vdb.nanovdb.structures import Bytes, Coordinates, Keys
 from hyprstream.vdb.nanovdb.topology import Topology
 from hyprstream.vdb.nanovdb.view import GridView
@@ -102,9 +103,7 @@ class SparseGrid:
         channel[0] = background
         channel[1:] = values if topo.order is None else values[topo.order]
         channels = [
-            writer.Channel(
-                name=_CHANNELS[dtype], data=channel, data_class=structures.CHANNEL_VALUES
-            ),
+            Channel(name=_CHANNELS[dtype], data=channel, data_class=structures.CHANNEL_VALUES),
             *opaque_channels(blind or {}),
         ]
         return cls.of_view(writer.index_grid(topo, channels, name=name))
@@ -175,12 +174,9 @@ class SparseGrid:
         return writer.float_grid(topo, values, background=float(channel[0]), name=self.view.name)
 
 
-def opaque_channels(blind: Mapping[str, bytes]) -> list[writer.Channel]:
+def opaque_channels(blind: Mapping[str, bytes]) -> list[Channel]:
     """Return channels of bytes that mean nothing to other tools."""
-    return [
-        writer.Channel(name=name, data=np.frombuffer(data, np.uint8))
-        for name, data in blind.items()
-    ]
+    return [Channel(name=name, data=np.frombuffer(data, np.uint8)) for name, data in blind.items()]
 
 
 def widened(values: NDArray[Any], dtype: DType) -> NDArray[np.float32]:

@@ -79,8 +79,6 @@ def _crc_of_blocks(data: memoryview) -> int:
 
     As in the official code, less than one block is not covered at all.
     """
-    if not len(data):
-        return NO_CHECKSUM
     num_blocks = len(data) // _BLOCK_BYTES
     ends = [*range(_BLOCK_BYTES, num_blocks * _BLOCK_BYTES, _BLOCK_BYTES), len(data)]
     starts = range(0, num_blocks * _BLOCK_BYTES, _BLOCK_BYTES)

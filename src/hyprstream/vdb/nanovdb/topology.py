@@ -89,17 +89,13 @@ def of_keys(keys: Keys) -> Topology:
 
 
 def _grouped(tiles: Keys, voxels: Keys, order: Starts | None) -> Topology:
-    words, word_starts = _groups(voxels >> np.uint64(6))
+    words, word_starts, bits = mask_words(voxels)
     leaves, first_words = _groups(words >> np.uint64(3))
     lowers, lower_starts = _groups(leaves >> np.uint64(keying.LOWER_BITS))
     uppers, upper_starts = _groups(lowers >> np.uint64(keying.UPPER_BITS))
     masks = np.zeros((len(leaves), 8), np.uint64)
-    if len(voxels):
-        bits = np.uint64(1) << (voxels & np.uint64(63))
-        rows = owners(first_words, len(words))
-        masks[rows, (words & np.uint64(7)).astype(np.intp)] = np.bitwise_or.reduceat(
-            bits, word_starts
-        )
+    rows = owners(first_words, len(words))
+    masks[rows, (words & np.uint64(7)).astype(np.intp)] = bits
     return Topology(
         tiles=tiles,
         voxels=voxels,
@@ -112,6 +108,17 @@ def _grouped(tiles: Keys, voxels: Keys, order: Starts | None) -> Topology:
         lower_starts=lower_starts,
         upper_starts=upper_starts,
     )
+
+
+def mask_words(paths: Keys) -> tuple[Keys, Starts, NDArray[np.uint64]]:
+    """Make mask words of sorted paths: of voxels for leaves, of nodes for their parents.
+
+    Returns:
+        Path of each word that is not zero, the first of its members, and the word.
+    """
+    words, starts = _groups(paths >> np.uint64(6))
+    bits = np.uint64(1) << (paths & np.uint64(63))
+    return words, starts, np.bitwise_or.reduceat(bits, starts) if len(starts) else bits
 
 
 def _groups(keys: Keys) -> tuple[Keys, Starts]:

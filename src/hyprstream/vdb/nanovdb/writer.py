@@ -11,31 +11,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hyprstream.errors import InvalidAdapterError
 from hyprstream.vdb.nanovdb import structures as s
+from hyprstream.vdb.nanovdb.channels import (
+    Channel,
+    encoded_name,
+    size_of_channels,
+    write_channels,
+)
 from hyprstream.vdb.nanovdb.keys import LEAF_PATH_BITS
-from hyprstream.vdb.nanovdb.topology import Boxes, Topology, leaf_boxes, owners
+from hyprstream.vdb.nanovdb.topology import Boxes, Topology, leaf_boxes, mask_words, owners
 from hyprstream.vdb.nanovdb.view import GridView
 
 _IDENTITY = (1, 0, 0, 0, 1, 0, 0, 0, 1)
 _TRANSFORM = (*_IDENTITY, *_IDENTITY, 0, 0, 0, 1)
 _NO_BOX = (2**31 - 1, -(2**31))
-_DATA_TYPES = {"<f4": s.TYPE_FLOAT, "<f2": s.TYPE_HALF}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Channel:
-    """An array that lies behind the tree.
-
-    Attributes:
-        name: At most 255 bytes.
-        data: Float32 and float16 are marked as such; anything else is opaque bytes.
-        data_class: `CHANNEL_VALUES` if an index grid numbers its elements.
-    """
-
-    name: str
-    data: NDArray[Any]
-    data_class: int = s.CHANNEL_BLIND
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +60,7 @@ def index_grid(topology: Topology, channels: Sequence[Channel], *, name: str = "
         leaves["offset"] = topology.leaf_starts
         leaves["offset"] += np.uint64(1)
         leaves["prefix_sum"], _ = count_words(topology.masks)
-    return _view(buffer, topology, places, _write_channels(buffer, places, channels))
+    return _view(buffer, topology, places, write_channels(buffer, places.blind, channels))
 
 
 def float_grid(
@@ -114,19 +103,7 @@ def _place(topology: Topology, layout: s.Layout, channels: Sequence[Channel]) ->
     lower = upper + len(topology.uppers) * s.UPPER.itemsize
     leaf = lower + len(topology.lowers) * s.LOWER.itemsize
     blind = leaf + len(topology.leaves) * layout.leaf.itemsize
-    end = blind + len(channels) * s.BLIND_METADATA.itemsize
-    end += sum(s.padded(channel.data.nbytes) for channel in channels)
-    return Places(upper, lower, leaf, blind, end)
-
-
-def _encoded(name: str) -> bytes:
-    encoded = name.encode()
-    if len(encoded) > s.MAX_NAME_BYTES or b"\0" in encoded:
-        raise InvalidAdapterError(
-            f"the name {name[:40]!r} is not one that a grid may have",
-            hint=f"Use at most {s.MAX_NAME_BYTES} bytes of text without NUL.",
-        )
-    return encoded
+    return Places(upper, lower, leaf, blind, blind + size_of_channels(channels))
 
 
 def _write_header(
@@ -137,7 +114,7 @@ def _write_header(
     header["flags"] = s.FLAG_BREADTH_FIRST
     header["grid_count"] = 1
     header["grid_size"] = places.end
-    header["grid_name"] = _encoded(name)
+    header["grid_name"] = encoded_name(name)
     header["map_float"] = header["map_double"] = _TRANSFORM
     header["voxel_size"] = 1.0
     header["grid_type"] = layout.grid_type
@@ -206,9 +183,9 @@ def _link(
     num_children = parents.dtype["table"].shape[0]
     parent = owners(starts, len(children))
     place = (children & np.uint64(num_children - 1)).astype(np.intp)
-    bits = np.zeros((len(parents), num_children), np.bool_)
-    bits[parent, place] = True
-    parents["child_mask"] = np.packbits(bits, axis=1, bitorder="little").view("<u8")
+    words, firsts, bits = mask_words(children)
+    within = (words & np.uint64(num_children // 64 - 1)).astype(np.intp)
+    parents["child_mask"][parent[firsts], within] = bits
     parents["table"][parent, place] = (
         distance + np.arange(len(children)) * size - parent * parents.itemsize
     )
@@ -269,29 +246,6 @@ def _write_statistics(
         mean = total / count
         deviation = np.sqrt(np.maximum(squares / count - mean * mean, 0))
         level["statistics"] = np.stack([least, most, mean, deviation], axis=1)
-
-
-def _write_channels(
-    buffer: s.Bytes, places: Places, channels: Sequence[Channel]
-) -> dict[str, NDArray[Any]]:
-    """Write what lies behind the tree; return where it is now."""
-    at = places.blind + len(channels) * s.BLIND_METADATA.itemsize
-    metadata = buffer[places.blind : at].view(s.BLIND_METADATA)
-    written: dict[str, NDArray[Any]] = {}
-    for number, channel in enumerate(channels):
-        data_type = _DATA_TYPES.get(channel.data.dtype.newbyteorder("<").str, s.TYPE_UNKNOWN)
-        data = np.ascontiguousarray(channel.data).reshape(-1)
-        if not data_type:
-            data = data.view(np.uint8)
-        entry = metadata[number]
-        entry["data_offset"] = at - places.blind - number * s.BLIND_METADATA.itemsize
-        entry["value_count"], entry["value_size"] = data.size, data.itemsize
-        entry["data_class"], entry["data_type"] = channel.data_class, data_type
-        entry["name"] = _encoded(channel.name)
-        written[channel.name] = buffer[at : at + data.nbytes].view(data.dtype)
-        written[channel.name][:] = data
-        at += s.padded(data.nbytes)
-    return written
 
 
 def _view(
