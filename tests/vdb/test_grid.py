@@ -130,6 +130,7 @@ def test_statistics_count_every_byte():
         (np.zeros((2, 3), np.int32), np.zeros(2, np.float64), ""),
         (np.zeros((2, 3), np.int32), np.zeros(2, np.float32), "x" * 256),
         (np.zeros((2, 3), np.int32), np.zeros(2, np.float32), "a\0b"),
+        (np.zeros((2, 3), np.int32), np.zeros(2, np.float32), "\ud800"),
     ],
 )
 def test_arguments_that_make_no_grid_are_refused(where, values, name):

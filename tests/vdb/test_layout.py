@@ -13,7 +13,7 @@ from hyprstream.vdb.grid import SparseGrid
 from hyprstream.vdb.layout import TABLE, pack_tensors, unpack_tensors
 from hyprstream.vdb.nanovdb.files import read_bytes, write_bytes
 from hyprstream.vdb.tensors import ARRAY_DTYPES, DType, SparseTensor
-from tests.vdb.lattice import DTYPES
+from tests.vdb.lattice import DTYPES, scattered_grid
 
 
 def tensor(seed: int, shape: tuple[int, ...], dtype: DType, density: float | None) -> SparseTensor:
@@ -83,6 +83,17 @@ def test_too_many_elements_for_one_grid_are_refused():
         pack_tensors({"x": huge})
 
 
+def test_a_table_that_would_not_be_read_is_not_written():
+    nothing = tensor(0, (0,), "float32", None)
+    with pytest.raises(InvalidAdapterError, match="a table of"):
+        pack_tensors({f"{number}/{'x' * 10_000}": nothing for number in range(1700)})
+
+
+def test_a_grid_without_a_table_holds_no_tensors():
+    with pytest.raises(CorruptGridError, match="no table"):
+        unpack_tensors(scattered_grid())
+
+
 def with_table(table: bytes) -> SparseGrid:
     """The grid of a good adapter, with another table."""
     grid = pack_tensors(adapter())
@@ -98,6 +109,7 @@ def changed(**fields) -> bytes:
     ("table", "problem"),
     [
         (b"", "cannot be read"),
+        (b" " * (17 << 20), "far too long"),
         (b"\xff", "cannot be read"),
         (b"[" * 100_000, "cannot be read"),
         (b"[" + b"9" * 10_000 + b"]", "cannot be read"),

@@ -24,6 +24,7 @@ TABLE = "tensors"
 """Name of the channel that holds the table of tensors, as JSON."""
 
 _STEP = 512
+_MAX_TABLE_BYTES = 16 << 20
 _MAX_ELEMENTS = 1 << KEY_BITS
 
 
@@ -58,7 +59,7 @@ def pack_tensors(tensors: Mapping[str, SparseTensor], *, name: str = "") -> Spar
     holds each of them exactly.
 
     Raises:
-        InvalidAdapterError: The tensors have more than 2^36 elements.
+        InvalidAdapterError: The tensors have more than 2^36 elements, or are too many.
     """
     dtypes = {tensor.dtype for tensor in tensors.values()}
     dtype: DType = dtypes.pop() if len(dtypes) == 1 else "float32"
@@ -76,13 +77,18 @@ def pack_tensors(tensors: Mapping[str, SparseTensor], *, name: str = "") -> Spar
         values.append(tensor.values if same else widened(tensor.values, tensor.dtype))
         rows.append(_Row(name=key, shape=tensor.shape, dtype=tensor.dtype, base=base,
                          dense=tensor.indices is None))  # fmt: skip
-    table = json.dumps([asdict(row) for row in rows], separators=(",", ":"))
+    table = json.dumps([asdict(row) for row in rows], separators=(",", ":")).encode()
+    if len(table) > _MAX_TABLE_BYTES:
+        raise InvalidAdapterError(
+            f"the adapter's {len(rows)} tensors need a table of {len(table)} bytes",
+            hint="Store it as several adapters.",
+        )
     return SparseGrid.of_keys(
         np.concatenate(keys).view(np.uint64),
         np.concatenate(values),
         dtype,
         name=name,
-        blind={TABLE: table.encode()},
+        blind={TABLE: table},
     )
 
 
@@ -94,7 +100,10 @@ def unpack_tensors(grid: SparseGrid, file: object = "the grid") -> dict[str, Spa
     Raises:
         CorruptGridError: The grid was not made by `pack_tensors`, or not of these tensors.
     """
-    rows = _rows(grid.blind.get(TABLE, b""), file)
+    table = grid.view.channels.get(TABLE)
+    if table is None or table.nbytes > _MAX_TABLE_BYTES:
+        raise CorruptGridError("it has no table of tensors, or far too long a one", file)
+    rows = _rows(table.tobytes(), file)
     keys = grid.view.keys()
     if grid.view.tiles.any() or not (keys[1:] > keys[:-1]).all():
         raise CorruptGridError("its voxels are not elements of tensors in a line", file)

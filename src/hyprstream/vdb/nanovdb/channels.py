@@ -32,10 +32,11 @@ def encoded_name(name: str) -> bytes:
     """Return a name as the format holds it.
 
     Raises:
-        InvalidAdapterError: It is too long, or holds NUL.
+        InvalidAdapterError: It is too long, holds NUL, or is no text.
     """
-    encoded = name.encode()
-    if len(encoded) > s.MAX_NAME_BYTES or b"\0" in encoded:
+    encoded = name.encode(errors="surrogatepass")
+    sound = len(encoded) <= s.MAX_NAME_BYTES and b"\0" not in encoded
+    if not sound or any("\ud800" <= character <= "\udfff" for character in name):
         raise InvalidAdapterError(
             f"the name {name[:40]!r} is not one that a grid may have",
             hint=f"Use at most {s.MAX_NAME_BYTES} bytes of text without NUL.",
