@@ -51,6 +51,8 @@ def write_file(file: Path, grids: Sequence[s.Bytes], codec: Codec = "zip") -> No
         with new.open("wb") as stream:
             for grid in grids:
                 stream.writelines(_segment(grid, codec))
+            stream.flush()
+            os.fsync(stream.fileno())  # or a power cut could leave the name of an empty file
         new.replace(file)
     except OSError as error:
         raise StorageFullError(
