@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -54,6 +55,7 @@ def random_sparse(
     return Sparse(torch.randn(mask.num_active, generator=generator) * 0.2, mask)
 
 
+@cache
 def random_basis(shape: tuple[int, int], rank: int) -> Basis:
     """The basis of the same W for each shape and rank."""
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(11))
