@@ -133,26 +133,26 @@ def singular_basis(weight: Float[Tensor, "O I"], rank: int) -> Basis:
         )
     exact = weight.double()
     left, values, right_t = torch.linalg.svd(exact, full_matrices=False)
+    tie = float(values[0]) * _TIE
+    num_directed = int((values > tie).sum())  # the others are zero
+    if rank > num_directed:
+        left, _, right_t = torch.linalg.svd(exact, full_matrices=True)
     right = right_t.T
-    downs, ups = [], []
+    downs, ups = [exact.new_zeros(exact.shape[1], 0)], [exact.new_zeros(exact.shape[0], 0)]
     start = 0
-    while start < rank:
-        tie = float(values[0]) * _TIE
+    while start < min(rank, num_directed):
         stop = start + 1
-        while stop < len(values) and values[stop - 1] - values[stop] <= tie:
+        while stop < num_directed and values[stop - 1] - values[stop] <= tie:
             stop += 1
-        num_vectors = min(stop, rank) - start
-        down = _settled(right[:, start:stop], num_vectors)
-        downs.append(down)
-        if values[start] > tie:
-            up = exact @ down
-            ups.append(up / torch.linalg.vector_norm(up, dim=0))
-        else:
-            ups.append(_settled(left[:, start:stop], num_vectors))
+        downs.append(_settled(right[:, start:stop], min(stop, rank) - start))
+        up = exact @ downs[-1]
+        ups.append(up / torch.linalg.vector_norm(up, dim=0))
         start = stop
-    return Basis(
-        torch.cat(downs, 1).float(), torch.cat(ups, 1).T.float().contiguous(), digest(weight)
-    )
+    if rank > num_directed:
+        downs.append(_settled(right[:, num_directed:], rank - num_directed))
+        ups.append(_settled(left[:, num_directed:], rank - num_directed))
+    down, up = torch.cat(downs, 1), torch.cat(ups, 1)
+    return Basis(down.float(), up.T.float().contiguous(), digest(weight))
 
 
 def digest(weight: Float[Tensor, "O I"]) -> str:

@@ -20,7 +20,7 @@ def words(seed: int, name: str, positions: NDArray[np.int64]) -> NDArray[np.uint
 
     Example:
         >>> [hex(word) for word in words(0, "mask", np.arange(2)).tolist()]
-        ['0xe4d2c4a3ec5d7d8e', '0xe4d2c4a3ec5d7d8e']
+        ['0x15e190add0a7e0b0', '0x52be1e9daf8eddd5']
     """
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     start = np.uint64(int.from_bytes(digest[:8], "little"))
