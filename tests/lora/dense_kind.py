@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from hyprstream.errors import IncompatibleAdapterError
-from hyprstream.lora.delta import BankLimits, Delta, Start, Target, TrainableDelta
-from hyprstream.lora.packing import packed, unpacked
+from hyprstream.lora.delta import BankLimits, Delta, TrainableDelta
+from hyprstream.lora.packing import packed
 from hyprstream.models.forward import LoraView
 from hyprstream.vdb.tensors import SparseTensor
 
@@ -40,15 +40,6 @@ class DenseDelta:
 
     def pack(self) -> Mapping[str, SparseTensor]:
         return {"change": packed(self.change, None)}
-
-    @classmethod
-    def unpack(cls, target: Target, tensors: Mapping[str, SparseTensor]) -> Self:
-        assert target.path
-        return cls(unpacked(tensors["change"])[0])
-
-    @classmethod
-    def create(cls, start: Start) -> Mapping[str, Self]:
-        return {path: cls(torch.zeros(shape)) for path, shape in start.layers.items()}
 
     def dense(self) -> Tensor:
         return self.change.float()

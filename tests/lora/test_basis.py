@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hyprstream.errors import IncompatibleAdapterError, InvalidAdapterError
@@ -16,6 +16,7 @@ def rotation(size: int, seed: int) -> torch.Tensor:
     return torch.linalg.qr(normal(size, size, seed=seed).double())[0]
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 1000))
 def test_the_vectors_rebuild_the_weight(outputs, inputs, seed):
     weight = normal(outputs, inputs, seed=seed)

@@ -35,7 +35,7 @@ def num_units(size: int, structure: str) -> int:
     return size if structure == "unstructured" else -(-size // LEAF_ELEMENTS)
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(SHAPES, SPARSITIES, STRUCTURES, SEEDS)
 def test_a_seeded_mask_has_the_sparsity_that_was_asked_for(shape, sparsity, structure, seed):
     mask = seeded(shape, sparsity, structure=structure, seed=seed, name="q")
@@ -46,7 +46,7 @@ def test_a_seeded_mask_has_the_sparsity_that_was_asked_for(shape, sparsity, stru
     assert torch.equal(mask.indices, again.indices)
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(SHAPES, SPARSITIES, STRUCTURES)
 def test_what_is_chosen_scores_higher_than_what_is_not(shape, sparsity, structure):
     given_scores = {"q": scores(shape), "v": scores(shape[::-1], seed=1) * 3}
@@ -117,7 +117,7 @@ def test_scores_that_are_no_numbers_are_refused(bad, structure):
         choose({"q": tensor}, 0.5, structure=structure)
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(SHAPES, SPARSITIES, STRUCTURES, st.floats(0, 1))
 def test_drop_and_grow_keeps_the_count_the_large_and_takes_the_steep(
     shape, sparsity, structure, fraction

@@ -182,25 +182,6 @@ class Delta(Protocol):
         """Name the same with only the active elements: what is stored, and its identity."""
         ...
 
-    @classmethod
-    def unpack(cls, target: Target, tensors: Mapping[str, SparseTensor]) -> Self:
-        """Make the delta that `pack` gave these tensors for.
-
-        Raises:
-            InvalidAdapterError: They are no such delta.
-            IncompatibleAdapterError: They belong to another base model than the target's.
-        """
-        ...
-
-    @classmethod
-    def create(cls, start: Start) -> Mapping[str, Self]:
-        """Make the deltas of a fresh adapter, by path. It adds nothing yet.
-
-        Raises:
-            InvalidSettingsError: The start lacks something that the spec needs.
-        """
-        ...
-
     def dense(self) -> Float[Tensor, "O I"]:
         """Return what it adds to the layer's W, in float32."""
         ...
@@ -223,4 +204,26 @@ class Delta(Protocol):
     @classmethod
     def slots(cls, limits: BankLimits) -> DeltaSlots:
         """Return empty device memory for this kind."""
+        ...
+
+
+@runtime_checkable
+class Kind(Protocol):
+    """What makes deltas of a kind: its class, which the kind's file calls DELTA."""
+
+    def unpack(self, target: Target, tensors: Mapping[str, SparseTensor]) -> Delta:
+        """Make the delta that `pack` gave these tensors for.
+
+        Raises:
+            InvalidAdapterError: They are no such delta.
+            IncompatibleAdapterError: They belong to another base model than the target's.
+        """
+        ...
+
+    def create(self, start: Start) -> Mapping[str, Delta]:
+        """Make the deltas of a fresh adapter, by path. It adds nothing yet.
+
+        Raises:
+            InvalidSettingsError: The start lacks something that the spec needs.
+        """
         ...

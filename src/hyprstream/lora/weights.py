@@ -9,7 +9,7 @@ from types import MappingProxyType
 from hyprstream import lookup
 from hyprstream.errors import InvalidAdapterError, UnsupportedError
 from hyprstream.lora.basis import BaseLayers
-from hyprstream.lora.delta import Delta, Target
+from hyprstream.lora.delta import Delta, Kind, Target
 from hyprstream.refs import VersionId
 from hyprstream.vdb.tensors import SparseTensor
 
@@ -93,15 +93,15 @@ def unpack(tensors: Mapping[str, SparseTensor], base: BaseLayers | None = None) 
     )
 
 
-def kind_of(name: str) -> type[Delta]:
+def kind_of(name: str) -> Kind:
     """Return the kind of delta that a name stands for.
 
     Raises:
         UnsupportedError: None.
     """
     module = lookup.load("hyprstream.lora.kinds", name, kind="kind of adapter")
-    delta: type[Delta] = module.DELTA
-    return delta
+    kind: Kind = module.DELTA
+    return kind
 
 
 def _split(full_name: str) -> tuple[str, str, str]:
