@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -122,7 +123,8 @@ class LowRank:
         outputs, inputs = start.layers[path]
         spec, rank = start.spec, start.spec.rank_of(path)
         flat = uniform(start.seed, f"{path}/low_rank/a", inputs * rank)
-        a = torch.from_numpy(flat).view(inputs, rank) / inputs**0.5
+        # NumPy divides by IEEE rules, so the bits are the same on every machine.
+        a = torch.from_numpy(flat / np.float32(inputs**0.5)).view(inputs, rank)
         b = torch.zeros(rank, outputs)
         if spec.sparsity == 0:
             return cls(a, b)
