@@ -10,7 +10,9 @@ from hyprstream.lora.gradients import WeightGradients
 from hyprstream.lora.kinds.low_rank import LowRank
 from hyprstream.lora.kinds.sparse import Sparse
 from hyprstream.lora.kinds.tiny import Tiny
-from hyprstream.lora.mask import Mask, seeded
+from hyprstream.lora.leaf import Regrowth
+from hyprstream.lora.mask import Mask, drop_and_grow, seeded
+from hyprstream.lora.spec import Structure
 from hyprstream.lora.trainable import TrainableLora
 from hyprstream.lora.weights import LoraWeights
 from tests.lora.adapters import (
@@ -216,3 +218,58 @@ def test_a_watch_beside_an_adapter_sees_the_gradient_at_the_adapted_weight():
     ):
         found = parameters[f"q/low_rank/{name}"].grad
         torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["masked low_rank", "sparse rows", "sparse leaf", "masked tiny"])
+def test_masks_move_to_where_the_loss_falls_fastest(name):
+    delta = DELTAS[name]
+    lora = TrainableLora(LoraWeights({"q": delta}), device=CPU, scales={"q": SCALE})
+    optimizer = torch.optim.Adam(lora.parameters().values(), lr=0.01)
+    watch = WeightGradients({"q": SHAPE}, CPU)
+    added = SummedView([lora, watch]).delta("q", rows())
+    assert added is not None
+    (added - 1).square().sum().backward()
+    optimizer.step()
+    before = lora.snapshot().modules["q"]
+    values = {n: parameter.detach().clone() for n, parameter in lora.parameters().items()}
+    structure: Structure = "leaf" if name == "sparse leaf" else "unstructured"
+    fraction = 1.0 if structure == "leaf" else 0.5  # the one leaf is the last, and short
+
+    places = lora.regrow(watch.sums, Regrowth(fraction=fraction, structure=structure))
+
+    # The gradients of whole tensors, by autograd, decide.
+    leaves = {n: t.double().clone().requires_grad_() for n, t in before.tensors().items()}
+    (change(delta, leaves) * watch.sums["q"].double()).sum().backward()
+    after = lora.snapshot().modules["q"]
+    for n, mask in masks_of(before).items():
+        gradient = leaves[n].grad
+        assert mask is not None
+        assert gradient is not None
+        expected = drop_and_grow(
+            mask, before.tensors()[n], gradient, fraction=fraction, structure=structure
+        )
+        found = masks_of(after)[n]
+        assert found is not None
+        assert torch.equal(found.indices, expected.indices)
+        assert not torch.equal(found.indices, mask.indices)
+        full_name = f"q/{delta.kind}/{n}"
+        for value, place, index in zip(
+            lora.parameters()[full_name], places[full_name], found.indices, strict=True
+        ):
+            was_active = mask.indices.tolist().index(index) if place >= 0 else -1
+            assert place == was_active
+            assert value == (values[full_name][place] if place >= 0 else 0)
+            assert (place >= 0) == (int(index) in mask.indices.tolist())
+    added = lora.delta("q", rows())
+    assert added is not None
+    torch.testing.assert_close(added, (rows().double() @ dense(after).T).float())
+    added.sum().backward()
+    assert all(parameter.grad is not None for parameter in lora.parameters().values())
+
+
+def test_tensors_without_a_mask_stay_as_they_are():
+    weights = LoraWeights({"q": DELTAS["low_rank"], "v": DELTAS["tiny"]})
+    lora = TrainableLora(weights, device=CPU)
+    gradients = {path: torch.ones(SHAPE) for path in ("q", "v")}
+    assert lora.regrow(gradients, Regrowth(fraction=0.5)) == {}
+    assert lora.snapshot().fingerprint() == weights.fingerprint()

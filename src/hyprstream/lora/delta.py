@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hyprstream.errors import InvalidSettingsError
 from hyprstream.lora.basis import BaseLayers
+from hyprstream.lora.leaf import Regrowth
 from hyprstream.lora.spec import LoraSpec
 from hyprstream.models.forward import LoraView
 from hyprstream.vdb.tensors import SparseTensor
@@ -115,6 +116,19 @@ class TrainableDelta(Protocol):
 
     def product(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
         """Return what to add for input `x`, differentiable in it and in the parameters."""
+        ...
+
+    def regrow(self, gradient: Float[Tensor, "O I"], how: Regrowth) -> Mapping[str, Tensor]:
+        """Move all masks to where the loss falls fastest (RigL, arXiv:1911.11134).
+
+        Args:
+            gradient: Of the loss for the layer's W, as `WeightGradients` records it.
+            how: How far.
+
+        Returns:
+            For each parameter with a mask, the place of each new element among the old ones,
+            or -1: what an optimizer keeps has to move likewise.
+        """
         ...
 
     def snapshot(self) -> "Delta":

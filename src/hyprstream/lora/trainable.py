@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hyprstream.lora.delta import TrainableDelta
+from hyprstream.lora.leaf import Regrowth
 from hyprstream.lora.weights import LoraWeights
 
 
@@ -78,6 +79,28 @@ class TrainableLora:
         view = copy(self)
         view._dropout = 0.0
         return view
+
+    def regrow(
+        self, gradients: Mapping[str, Float[Tensor, "O I"]], how: Regrowth
+    ) -> dict[str, Tensor]:
+        """Move all masks to where the loss falls fastest (RigL, arXiv:1911.11134).
+
+        Those with a mask become new parameters (`parameters`), without gradients.
+
+        Args:
+            gradients: Of the loss for W of each layer, as `WeightGradients` records them
+                beside this view.
+            how: How far.
+
+        Returns:
+            For each parameter with a mask, the place of each new element among the old ones,
+            or -1 (int64, (N,)): what an optimizer keeps has to move likewise.
+        """
+        return {
+            f"{path}/{self._kinds[path]}/{name}": places
+            for path, delta in self._deltas.items()
+            for name, places in delta.regrow(gradients[path], how).items()
+        }
 
     def snapshot(self) -> LoraWeights:
         """Return the weights as they are now, in float32."""

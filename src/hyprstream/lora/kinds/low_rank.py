@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hyprstream.errors import InvalidAdapterError
 from hyprstream.lora.delta import BankLimits, Start, Target
-from hyprstream.lora.leaf import Leaf
+from hyprstream.lora.leaf import Leaf, Regrowth
 from hyprstream.lora.low_rank_slots import LowRankSlots
 from hyprstream.lora.mask import Mask, choose
 from hyprstream.lora.ops import low_rank_product
@@ -196,6 +196,17 @@ class TrainableLowRank:
     def product(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
         """Return x A B times the scale."""
         return low_rank_product(x, self._a.dense().T, self._b.dense()) * self._scale
+
+    def regrow(self, gradient: Float[Tensor, "O I"], how: Regrowth) -> dict[str, Tensor]:
+        """Move the masks; the gradients of A and B are G^T B^T and A^T G^T, but for the scale."""
+        a, b = self._a.dense().detach(), self._b.dense().detach()
+        wide = gradient.float()
+        moved = {}
+        if self._a.mask is not None:
+            moved["a"] = self._a.regrow(wide.T @ b.T, how)
+        if self._b.mask is not None:
+            moved["b"] = self._b.regrow(a.T @ wide.T, how)
+        return moved
 
     def snapshot(self) -> LowRank:
         """Return the value as it is now, with the scale folded into B."""

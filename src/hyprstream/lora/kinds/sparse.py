@@ -21,6 +21,7 @@ from hyprstream.lora.csr import (
     sparse_product,
 )
 from hyprstream.lora.delta import BankLimits, Delta, Start, Target
+from hyprstream.lora.leaf import Leaf, Regrowth
 from hyprstream.lora.mask import Mask, choose, seeded
 from hyprstream.lora.ops import storage_dtype
 from hyprstream.lora.packing import check_values, packed_values, unpacked_values
@@ -173,28 +174,41 @@ class TrainableSparse:
     def __init__(self, delta: Sparse, scale: float, device: torch.device) -> None:
         self._scale = scale
         self._mask = delta.mask
-        with torch.inference_mode(mode=False), torch.no_grad():
-            self._values = (delta.values.float() / scale).to(device).requires_grad_()
-            self._pattern = Pattern.of(delta.mask, device)
-            self._transposed, self._order = Pattern.transposed(delta.mask, device)
+        self._leaf = Leaf(delta.dense() / scale, delta.mask, device)
+        self._place()
+
+    def _place(self) -> None:
+        """Lay out the mask for products."""
+        with torch.inference_mode(mode=False):
+            device = self._leaf.parameter.device
+            self._pattern = Pattern.of(self._mask, device)
+            self._transposed, self._order = Pattern.transposed(self._mask, device)
 
     def parameters(self) -> dict[str, Tensor]:
         """Name the active elements."""
-        return {"delta": self._values}
+        return {"delta": self._leaf.parameter}
 
     def product(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
         """Return x D^T times the scale."""
-        wide = x.float()
+        wide, values = x.float(), self._leaf.parameter
         if is_sparse_enough(self._mask):
-            added = sparse_product(wide, self._values, self._pattern, self._transposed, self._order)
+            added = sparse_product(wide, values, self._pattern, self._transposed, self._order)
         else:
-            added = wide @ self._mask.spread(self._values).T
+            added = wide @ self._leaf.dense().T
         return (added * self._scale).to(x.dtype)
+
+    def regrow(self, gradient: Float[Tensor, "O I"], how: Regrowth) -> dict[str, Tensor]:
+        """Move the mask within the layer."""
+        places = self._leaf.regrow(gradient, how)
+        assert self._leaf.mask is not None
+        self._mask = self._leaf.mask
+        self._place()
+        return {"delta": places}
 
     def snapshot(self) -> Sparse:
         """Return the value as it is now."""
         with torch.inference_mode(mode=False), torch.no_grad():
-            return Sparse(self._values * self._scale, self._mask)
+            return Sparse(self._leaf.parameter * self._scale, self._mask)
 
 
 class SparseSlots:

@@ -18,7 +18,7 @@ from torch import Tensor
 from hyprstream.errors import IncompatibleAdapterError, InvalidAdapterError
 from hyprstream.lora.basis import Basis
 from hyprstream.lora.delta import BankLimits, Delta, Start, Target
-from hyprstream.lora.leaf import Leaf
+from hyprstream.lora.leaf import Leaf, Regrowth
 from hyprstream.lora.mask import Mask, choose
 from hyprstream.lora.ops import in_one_dtype, storage_dtype
 from hyprstream.lora.packing import check_values, packed, unpacked
@@ -189,6 +189,13 @@ class TrainableTiny:
     def product(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
         """Return x V C U times the scale."""
         return self._placed.product(x, [x.shape[0]], [self._core.dense()]) * self._scale
+
+    def regrow(self, gradient: Float[Tensor, "O I"], how: Regrowth) -> dict[str, Tensor]:
+        """Move the mask; the gradient of C is V^T G^T U^T, but for the scale."""
+        if self._core.mask is None:
+            return {}
+        steep = self._placed.down @ gradient.float().T @ self._placed.up.T
+        return {"core": self._core.regrow(steep, how)}
 
     def snapshot(self) -> Tiny:
         """Return the value as it is now, with the scale folded in."""
