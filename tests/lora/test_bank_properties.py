@@ -1,6 +1,7 @@
 """Whatever was written where and when, a slot adds what was written to it last."""
 
 import torch
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -76,3 +77,4 @@ class BankMachine(RuleBasedStateMachine):
 
 
 TestBank = BankMachine.TestCase
+TestBank.settings = settings(max_examples=50, deadline=None)
