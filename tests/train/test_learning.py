@@ -1,4 +1,4 @@
-"""Adapters of every kind learn a text that is new to a trained model, and held-out parts prove it."""
+"""Adapters of every kind learn a text that is new to a trained model; held-out text proves it."""
 
 import pytest
 import torch
