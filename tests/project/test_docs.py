@@ -16,7 +16,7 @@ from hyprstream.runtime.settings import ModelSettings, Settings
 from tests.project.pages import DOCS
 from tests.project.sources import SOURCE
 
-_EXTENSION_FOLDERS = {"arch", "kinds", "registries"}
+_EXTENSION_FOLDERS = {"arch", "codecs", "kinds", "registries"}
 
 
 def _page(name: str) -> str:
