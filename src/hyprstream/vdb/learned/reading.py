@@ -10,7 +10,6 @@ import numpy as np
 
 from hyprstream.errors import CorruptGridError, IncompatibleAdapterError, InvalidAdapterError
 from hyprstream.vdb.entropy import groups
-from hyprstream.vdb.entropy.classes import Classes
 from hyprstream.vdb.entropy.groups import Coded
 from hyprstream.vdb.entropy.masks import from_runs, seeded_indices
 from hyprstream.vdb.learned import frame
@@ -67,12 +66,12 @@ def _read_key(opened: Frame, identity: bytes, max_values: int) -> Quantised:
         raise CorruptGridError(f"it holds more than {max_values} numbers")
     if not opened.blocks:
         raise CorruptGridError("its integers are missing")
-    predicted = [
-        predicted_classes(layout, part, step_code)
-        for layout, part in zip(layouts, codes, strict=True)
-    ]
+    block, predicted = opened.blocks[-1], predicted_classes(layouts, codes, step_code)
+    if len(block.classes) != len(predicted):
+        raise CorruptGridError("it has more or fewer groups than its parts need")
+    block = replace(block, classes=block.classes + predicted)
     return Quantised(
-        parts=_parts(layouts, codes, opened.blocks[-1], predicted),
+        parts=_parts(layouts, codes, block),
         step_code=step_code,
         identity=identity,
     )
@@ -94,7 +93,7 @@ def _read_update(opened: Frame, identity: bytes, parent: Quantised) -> Quantised
             parent.parts.values(), _codes(opened, parent.step_code, more), strict=True
         )
     ]
-    differences = _parts(layouts, codes, opened.blocks[0], [])
+    differences = _parts(layouts, codes, opened.blocks[0])
     parts = {name: _sum(parent.parts[name], part) for name, part in differences.items()}
     return Quantised(parts=parts, step_code=parent.step_code, depth=opened.depth, identity=identity)
 
@@ -135,14 +134,10 @@ def _with_masks(notes: Sequence[Note], blocks: Sequence[Coded], max_values: int)
 
 
 def _parts(
-    layouts: Sequence[Layout], codes: Sequence[Codes], block: Coded, predicted: Sequence[Classes]
+    layouts: Sequence[Layout], codes: Sequence[Codes], block: Coded
 ) -> dict[str, Pair | Single]:
     lengths = [layout.lengths() for layout in layouts]
     together = [length for part in lengths for length in part]
-    if len(block.classes) != len(together):
-        raise CorruptGridError("it has more or fewer groups than its parts need")
-    if predicted:
-        block = replace(block, classes=block.classes + np.concatenate(predicted))
     flat, _ = groups.decode(block, together, [])
     parts: dict[str, Pair | Single] = {}
     start = 0

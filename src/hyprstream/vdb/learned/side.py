@@ -54,17 +54,23 @@ def read_codes(data: bytes, grain: int, step_code: int, counts: Sequence[int]) -
     return found
 
 
-def predicted_classes(layout: Layout, codes: Codes, step_code: int) -> Classes:
-    """Predict the class of each group of a part, (G,).
+def predicted_classes(layouts: Sequence[Layout], codes: Sequence[Codes], step_code: int) -> Classes:
+    """Predict the class of each group of all parts, (G,).
 
     The scale of a component is about step / sqrt(size), and its integers have a root mean
     square of about size / (step sqrt(width)). Integers only, so that all machines agree.
+    Groups of single tensors and of masked pairs are predicted to be zeros.
     """
-    if layout.kept is None or any(mask is not None for mask in layout.masks):
-        return np.zeros(len(layout.lengths()), np.uint8)
-    predicted = []
-    for width in (layout.shapes[0][0], layout.shapes[1][1]):
-        eighths = (step_code - 2 * codes) // 64 - ((width**8).bit_length() - 1)
-        place = np.clip((eighths + 2) // 4 + _ZERO_PLACE, 0, _WIDEST)
-        predicted.append(1 + 2 * place)
-    return np.concatenate(predicted).astype(np.uint8)
+    lengths = [layout.lengths() for layout in layouts]
+    is_pair = [layout.kept is not None and not any(layout.masks) for layout in layouts]
+    counts = [len(part) for part in lengths]
+    # Four times the logarithm of the root of the width, and that of a component's size.
+    widths = {width: (width**8).bit_length() - 1 for part in lengths for width in set(part)}
+    roots = np.array([widths[width] for part in lengths for width in part], np.int64)
+    sizes = [
+        np.tile(part, 2) if pair else np.zeros(count, np.int64)
+        for part, pair, count in zip(codes, is_pair, counts, strict=True)
+    ]
+    sixteenths = (step_code - 2 * np.concatenate([np.empty(0, np.int64), *sizes])) // 64 - roots
+    places = np.minimum(np.maximum((sixteenths + 2) // 4 + _ZERO_PLACE, 0), _WIDEST)
+    return np.where(np.repeat(is_pair, counts), 1 + 2 * places, 0).astype(np.uint8)

@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from hyprstream.errors import IncompatibleAdapterError
 from hyprstream.vdb.entropy import groups
 from hyprstream.vdb.entropy.classes import Integers
@@ -28,10 +26,7 @@ def write_key(quantised: Quantised) -> bytes:
     codes = [codes_of(part) for part in quantised.parts.values()]
     blocks, described = _masks(layouts)
     coded = groups.encode(_vectors(layouts, list(quantised.parts.values())), [])
-    predicted = [
-        predicted_classes(layout, part, step) for layout, part in zip(layouts, codes, strict=True)
-    ]
-    classes = coded.classes - np.concatenate([np.empty(0, np.uint8), *predicted])
+    classes = coded.classes - predicted_classes(layouts, codes, step)
     grain, numbers = write_codes(codes, step)
     return frame.write(
         frame.Frame(
