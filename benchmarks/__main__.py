@@ -2,12 +2,13 @@
 
 import argparse
 
-from benchmarks import engine, single_stream, start_up
+from benchmarks import codec, engine, single_stream, start_up
 
 BENCHMARKS = {
     "single_stream": single_stream.main,
     "engine": engine.main,
     "start_up": start_up.main,
+    "codec": codec.main,
 }
 
 
