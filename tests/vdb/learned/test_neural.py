@@ -12,6 +12,8 @@ from hyprstream.vdb.codecs import neural
 from hyprstream.vdb.learned.rate import Target
 from hyprstream.vdb.learned.rounding import quantise
 from hyprstream.vdb.learned.side import codes_of
+from hyprstream.vdb.learned.source import read_source
+from hyprstream.vdb.learned.update import round_update
 from tests.vdb.adapters import (
     SEED,
     SEEDS,
@@ -149,7 +151,7 @@ def test_versions_follow_one_another_without_drifting_off(make):
         assert encoded.report.is_update == (i > 0)
         measured = relative_error(tensors, decoded.tensors())
         assert measured == pytest.approx(encoded.report.relative_error, abs=1e-6)
-        assert measured < 0.18
+        assert measured <= 1.2 * 0.15
         assert decoded.depth == i
 
 
@@ -184,12 +186,11 @@ def test_a_direction_that_is_new_gets_a_component_of_its_own():
     rows[0] = 0  # the strongest
     weak[name] = full(rows)
     parent = neural.decode_quantised(neural.encode(weak).data)
-    encoded = neural.encode(tensors, parent=parent)
-    assert encoded.report.is_update
-    decoded = neural.decode_quantised(encoded.data, parent=parent)
+    update = round_update(read_source(tensors), parent)
+    decoded = neural.decode_quantised(neural.encode_quantised(update, parent=parent), parent=parent)
     part = "layers.0.self_attn.q_proj/low_rank"
-    assert len(codes_of(decoded.parts[part])) > len(codes_of(parent.parts[part]))
-    assert relative_error(tensors, decoded.tensors()) < 0.18
+    assert len(codes_of(decoded.parts[part])) == len(codes_of(parent.parts[part])) + 1
+    assert relative_error(tensors, decoded.tensors()) < 0.2
 
 
 def test_an_update_without_its_parent_is_an_error():

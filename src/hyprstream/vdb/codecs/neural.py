@@ -26,7 +26,7 @@ MAX_DEPTH = 24
 """Updates after which a key frame comes, so that reading a version stays cheap."""
 
 _MAX_SHARE = 0.5  # of a key frame, that an update may take
-_MAX_WORSE = 1.15  # than a key frame, that the error of an update may be
+_MAX_WORSE = 1.2  # than a key frame, that the error of an update may be
 
 
 def encode(

@@ -68,13 +68,13 @@ def relative_error(source: Source, quantised: Quantised) -> float:
     return sqrt(max(0.0, left) / energy) if energy else 0.0
 
 
-def dead_zone_round(values: Reals) -> Integers:
-    """Round to integers; what is below `DEAD_ZONE` becomes 0.
+def dead_zone_round(values: Reals, dead_zone: float = DEAD_ZONE) -> Integers:
+    """Round to integers; what is below the dead zone becomes 0, below it plus 1 one.
 
     Raises:
         InvalidAdapterError: A value is too large.
     """
-    magnitudes = np.floor(np.abs(values) + (1 - DEAD_ZONE))
+    magnitudes = np.floor(np.abs(values) + (1 - dead_zone))
     if magnitudes.max(initial=0) > MAX_MAGNITUDE:
         raise InvalidAdapterError(
             "the adapter has values that are too large for the step of its code",

@@ -17,6 +17,10 @@ from hyprstream.vdb.learned.rounding import dead_zone_round, round_part
 from hyprstream.vdb.learned.scales import scales
 from hyprstream.vdb.learned.source import PairSource, Reals, SingleSource, Source, singular
 
+DEAD_ZONE = 0.8
+"""Below this, in steps, a difference becomes 0: at equal error of the versions it takes a third
+of the bytes that 0.6 takes."""
+
 _NEW_COMPONENT = 1.0  # root mean square, in steps, from which what is left is worth its own
 
 
@@ -41,7 +45,7 @@ def _moved(part: PairSource | SingleSource, before: Pair | Single, step: float) 
     if isinstance(part, SingleSource) and isinstance(before, Single):
         _check(part.shape == before.shape and _is_same(part.mask, before.mask))
         scale = float(scales(np.array([before.code]))[0])
-        change = dead_zone_round(part.values / scale - before.values)
+        change = dead_zone_round(part.values / scale - before.values, DEAD_ZONE)
         return replace(before, values=before.values + change)
     _check(isinstance(part, PairSource) and isinstance(before, Pair))
     assert isinstance(part, PairSource)
@@ -56,8 +60,8 @@ def _moved_masked(part: PairSource, before: Pair) -> Pair:
     """Move each component by itself, both sides of the same length."""
     factors = scales(before.codes).astype(np.float64)[:, None]
     lengths = np.sqrt(part.sizes)[:, None]
-    p = before.p + dead_zone_round(part.u * lengths / factors - before.p)
-    q = before.q + dead_zone_round(part.v * lengths / factors - before.q)
+    p = before.p + dead_zone_round(part.u * lengths / factors - before.p, DEAD_ZONE)
+    q = before.q + dead_zone_round(part.v * lengths / factors - before.q, DEAD_ZONE)
     return replace(before, p=p, q=q)
 
 
@@ -67,9 +71,9 @@ def _moved_pair(part: PairSource, before: Pair, step: float) -> Pair:
     a = np.linalg.lstsq((factors * before.q).T, part.v.T, rcond=None)[0] @ (
         part.sizes[:, None] * part.u
     )
-    p = before.p + dead_zone_round(a / factors - before.p)
+    p = before.p + dead_zone_round(a / factors - before.p, DEAD_ZONE)
     b = np.linalg.lstsq(a.T, part.u.T, rcond=None)[0] @ (part.sizes[:, None] * part.v)
-    q = before.q + dead_zone_round(b / factors - before.q)
+    q = before.q + dead_zone_round(b / factors - before.q, DEAD_ZONE)
     moved = replace(before, p=p, q=q)
     new = _left_over(part, a, b, step)
     if not len(new.sizes):
