@@ -75,6 +75,12 @@ def test_every_architecture_registry_and_quantised_format_is_documented():
         assert f"`{name}`" in page
 
 
+def test_every_code_of_adapters_is_documented():
+    page = _page("design/codec.md")
+    for name in lookup.names("hyprstream.vdb.codecs"):
+        assert f"| `{name}` |" in page
+
+
 def test_the_tree_in_the_documents_is_the_tree_of_the_source():
     """Extensions are not named one by one: a folder of them takes new files without a change."""
     tree = _page("design/layers.md").partition("src/hyprstream/\n")[2].partition("```")[0]

@@ -92,7 +92,7 @@ def streams() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(cut=st.floats(0, 1, exclude_max=True))
 def test_a_stream_that_was_cut_is_an_error(streams, name, cut):
     data = streams[name]
@@ -101,7 +101,7 @@ def test_a_stream_that_was_cut_is_an_error(streams, name, cut):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 def test_a_flipped_bit_is_an_error_or_another_adapter(streams, name, place, bit):
     data = bytearray(streams[name])
@@ -114,6 +114,7 @@ def test_a_flipped_bit_is_an_error_or_another_adapter(streams, name, place, bit)
 
 
 @pytest.mark.parametrize("name", NAMES)
+@settings(deadline=None)
 @given(data=st.binary(max_size=100))
 def test_bytes_that_are_no_stream_are_an_error(streams, name, data):
     for start in (b"", streams[name][:8]):

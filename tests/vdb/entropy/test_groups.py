@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hyprstream.errors import CorruptGridError
@@ -22,6 +22,7 @@ def draw(seed: int, num_groups: int) -> list[np.ndarray]:
     return groups
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10_000), st.integers(0, 12), st.integers(0, 3))
 def test_groups_and_counts_come_back(seed, num_groups, num_counts):
     groups = draw(seed, num_groups)
@@ -93,6 +94,7 @@ def test_more_counts_than_allowed_are_an_error(sound):
         decode(coded, [len(group) for group in groups], [4])
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_other_side_bytes_or_classes_are_values_or_an_error(data):
     groups = draw(7, 6)

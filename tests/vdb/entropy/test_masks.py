@@ -2,13 +2,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hyprstream.errors import CorruptGridError, InvalidAdapterError
 from hyprstream.vdb.entropy.masks import from_runs, seeded_indices, to_runs
 
 
+@settings(deadline=None)
 @given(st.lists(st.booleans(), max_size=200), st.integers(1, 4))
 def test_a_mask_comes_back(active, block):
     mask = np.repeat(np.array(active, np.bool_), block)

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hyprstream.errors import CorruptGridError
@@ -18,6 +18,7 @@ def draw(seed: int, length: int) -> tuple[np.ndarray, np.ndarray]:
     ), numbers
 
 
+@settings(deadline=None)
 @given(st.integers(0, 1000), st.integers(0, 700), st.sampled_from([1, 2, 8, 64, 256]))
 def test_symbols_come_back(seed, length, num_lanes):
     symbols, numbers = draw(seed, length)

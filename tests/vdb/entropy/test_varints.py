@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hyprstream.errors import CorruptGridError
@@ -10,6 +10,7 @@ UNSIGNED = st.lists(st.integers(0, 2**63 - 1) | st.integers(0, 300), max_size=20
 SIGNED = st.lists(st.integers(-(2**62), 2**62 - 1) | st.integers(-99, 99), max_size=20)
 
 
+@settings(deadline=None)
 @given(UNSIGNED, SIGNED)
 def test_integers_come_back(unsigned, signed):
     data = write_unsigned(np.array(unsigned, np.int64)) + write_signed(np.array(signed, np.int64))
@@ -24,6 +25,7 @@ def test_the_bytes_are_those_of_leb128():
     assert write_signed(np.array([0, -1, 1, -64])) == b"\x00\x01\x02\x7f"
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=30), st.integers(0, 10))
 def test_any_bytes_are_integers_or_an_error(data, count):
     reader = VarintReader(data)

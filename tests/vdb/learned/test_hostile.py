@@ -62,7 +62,7 @@ def decode_or_error(data: bytes, parent=None) -> None:
     assert sum(tensor.num_active for tensor in tensors.values()) <= 1 << 20
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_any_table_of_contents_is_an_adapter_or_an_error(key, data):
     opened = frame.read(key)
@@ -72,7 +72,7 @@ def test_any_table_of_contents_is_an_adapter_or_an_error(key, data):
     decode_or_error(frame.write(replace(opened, table=table)))
 
 
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_any_table_of_an_update_is_an_adapter_or_an_error(update, data):
     opened = frame.read(update[0])
@@ -89,7 +89,7 @@ def damaged(array: np.ndarray, data) -> np.ndarray:
     return changed
 
 
-@settings(max_examples=80)
+@settings(max_examples=80, deadline=None)
 @given(st.data())
 def test_any_integers_are_an_adapter_or_an_error(key, data):
     opened = frame.read(key)
