@@ -2,12 +2,14 @@
 
 import argparse
 
-from benchmarks import codec, engine, single_stream, start_up
+from benchmarks import adapters, codec, engine, single_stream, start_up, vdb
 
 BENCHMARKS = {
     "single_stream": single_stream.main,
     "engine": engine.main,
     "start_up": start_up.main,
+    "vdb": vdb.main,
+    "adapters": adapters.main,
     "codec": codec.main,
 }
 

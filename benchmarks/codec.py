@@ -16,7 +16,8 @@ import torch
 import zstandard
 from safetensors.numpy import load_file, save
 
-from benchmarks.adapters import (
+from benchmarks.finishing import finish, step_of
+from benchmarks.trained import (
     CACHE,
     Factors,
     FactorView,
@@ -29,7 +30,6 @@ from benchmarks.adapters import (
     train,
     trained_adapter,
 )
-from benchmarks.finishing import finish, step_of
 from hyprstream.vdb.codecs import load, neural
 from hyprstream.vdb.learned import frame
 from hyprstream.vdb.learned.rate import Target

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from benchmarks.adapters import Factors, FactorView, Task, to_tensors, train
+from benchmarks.trained import Factors, FactorView, Task, to_tensors, train
 from hyprstream.vdb.learned import Pair, Quantised, scale_codes, scales
 from hyprstream.vdb.learned.rate import PROXY_SLOPE
 from hyprstream.vdb.learned.source import PairSource, read_source
