@@ -245,7 +245,7 @@ def main(rounds: int) -> None:
     task = stories()
     factors = trained_adapter(task)
     finishes(codes(task, factors, rounds), factors, task.budget.steps)
-    versions(task, trained_adapter(task, steps=120, seed=2), 0.13)
+    versions(task, trained_adapter(task, steps=120, seed=2), 0.12)
     public_adapters()
     speed(rounds)
     task = smollm2()

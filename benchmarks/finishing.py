@@ -16,8 +16,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from benchmarks.trained import Factors, FactorView, Task, to_tensors, train
-from hyprstream.vdb.learned import Pair, Quantised, scale_codes, scales
-from hyprstream.vdb.learned.rate import PROXY_SLOPE
+from hyprstream.vdb.learned import PROXY_SLOPE, Pair, Quantised, scale_codes, scales
 from hyprstream.vdb.learned.source import PairSource, read_source
 
 DEAD_ZONE = 0.55

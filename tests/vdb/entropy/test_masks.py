@@ -1,3 +1,4 @@
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -6,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hyprstream.errors import CorruptGridError, InvalidAdapterError
+from hyprstream.lora.mask import seeded
 from hyprstream.vdb.entropy.masks import from_runs, seeded_indices, to_runs
 
 
@@ -63,6 +65,14 @@ def test_a_seed_draws_the_least_of_splitmix64(seed):
 def test_splitmix64_is_the_published_one():
     # The first outputs for seed 0, as in the test of the Java class SplittableRandom.
     assert mixed(0x9E3779B97F4A7C15) == 0xE220A8397B1DCDAF
+
+
+def test_masks_that_adapters_draw_by_seed_are_such_masks():
+    """What `lora.mask.seeded` draws costs no bytes but the start of its stream."""
+    mask = seeded((40, 25), 0.9, structure="unstructured", seed=3, name="layers.0/delta")
+    start = int.from_bytes(hashlib.sha256(b"3:layers.0/delta").digest()[:8], "little")
+    drawn = seeded_indices(start, 1000, len(mask.indices))
+    np.testing.assert_array_equal(drawn, mask.indices.numpy())
 
 
 def test_more_than_there_are_cannot_be_active():

@@ -9,8 +9,7 @@ from hyprstream.errors import (
     InvalidRequestError,
 )
 from hyprstream.vdb.codecs import neural
-from hyprstream.vdb.learned.rate import Target
-from hyprstream.vdb.learned.rounding import quantise
+from hyprstream.vdb.learned import PROXY_SLOPE, Pair, Target, quantise
 from hyprstream.vdb.learned.side import codes_of
 from hyprstream.vdb.learned.source import read_source
 from hyprstream.vdb.learned.update import round_update
@@ -133,6 +132,18 @@ def test_a_seed_that_is_not_that_of_the_mask_is_an_error():
 def test_integers_come_back_as_they_were_made():
     quantised = quantise(mixed(8), 0.02)
     assert_same(neural.decode(neural.encode_quantised(quantised)), quantised.tensors())
+
+
+@pytest.mark.parametrize("error", [0.05, 0.15, 0.4])
+def test_the_rate_that_training_uses_is_about_that_of_the_stream(error):
+    encoded = neural.encode(low_rank(20, num_layers=6), target=Target(error=error))
+    bits = 0.0
+    for part in neural.decode_quantised(encoded.data).parts.values():
+        assert isinstance(part, Pair)
+        for side in (part.p, part.q):
+            squares = np.square(side, dtype=np.float64).mean(axis=1)
+            bits += side.shape[1] / 2 * np.log2(1 + PROXY_SLOPE * squares).sum()
+    assert bits == pytest.approx(8 * len(encoded.data), rel=0.2)
 
 
 def chain(tensors, num_versions: int, share: float):

@@ -6,6 +6,18 @@
 """
 
 from hyprstream.vdb.learned.quantised import Mask, Pair, Quantised, Single
+from hyprstream.vdb.learned.rate import PROXY_SLOPE, Target
+from hyprstream.vdb.learned.rounding import quantise
 from hyprstream.vdb.learned.scales import scale_codes, scales
 
-__all__ = ["Mask", "Pair", "Quantised", "Single", "scale_codes", "scales"]
+__all__ = [
+    "PROXY_SLOPE",
+    "Mask",
+    "Pair",
+    "Quantised",
+    "Single",
+    "Target",
+    "quantise",
+    "scale_codes",
+    "scales",
+]

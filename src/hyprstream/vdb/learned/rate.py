@@ -5,18 +5,16 @@ integers of one side of a component before rounding, n of them, it is
 
     n / 2 * log2(1 + 17.08 * mean(x^2))  bits,    17.08 = 2 pi e,
 
-the entropy of a normal distribution of that variance in a unit step, made 0 at 0.
-`proxy_bits` computes it for integers; `vdb.learned` has no gradients.
+the entropy of a normal distribution of that variance in a unit step, made 0 at 0. It is
+computed where the gradients are; `vdb.learned` has none.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import e, pi, sqrt
 
-import numpy as np
-
 from hyprstream.errors import InvalidRequestError
-from hyprstream.vdb.learned.quantised import Pair, Quantised
+from hyprstream.vdb.learned.quantised import Quantised
 from hyprstream.vdb.learned.rounding import relative_error, round_source
 from hyprstream.vdb.learned.source import PairSource, Source
 from hyprstream.vdb.learned.writing import write_key
@@ -26,6 +24,7 @@ DEFAULT_ERROR = 0.15
 """Relative error of what an adapter adds that keeps about 99% of what it has learnt."""
 
 PROXY_SLOPE = 2 * pi * e
+"""The factor of the mean square in the rate that training uses."""
 
 _TRIES = 16
 _EDGE = 1.02
@@ -90,17 +89,6 @@ def first_step(source: Source, error: float) -> float:
     return error * sqrt(12 * energy / num_values) if energy and num_values else 1.0
 
 
-def proxy_bits(quantised: Quantised) -> float:
-    """Return the rate by the formula that training uses, in bits."""
-    total = 0.0
-    for part in quantised.parts.values():
-        sides = [part.p, part.q] if isinstance(part, Pair) else [part.values[None]]
-        for side in sides:
-            squares = np.square(side, dtype=np.float64).mean(axis=1) if side.size else np.zeros(1)
-            total += side.shape[1] / 2 * float(np.log2(1 + PROXY_SLOPE * squares).sum())
-    return total
-
-
 def _by_error(source: Source, step: float, goal: float) -> Quantised:
     """Follow the error, which is nearly proportional to the step, to just below the goal."""
     found = round_source(source, step)
@@ -121,7 +109,11 @@ def _by_error(source: Source, step: float, goal: float) -> Quantised:
             step = sqrt(low * high) if low else high / 2
         found = round_source(source, step)
         error = relative_error(source, found)
-    return best if best is not None else found
+    if best is None:
+        raise InvalidRequestError(
+            f"no step keeps the error below {goal}", hint="Allow a larger error."
+        )
+    return best
 
 
 def _by_size(source: Source, step: float, goal: int) -> Quantised:
