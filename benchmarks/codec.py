@@ -36,7 +36,7 @@ from hyprstream.vdb.learned.rate import Target
 from hyprstream.vdb.tensors import SparseTensor
 
 Tensors = Mapping[str, SparseTensor]
-ERRORS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
+ERRORS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6)
 # Coarseness of the step and weight of the rate.
 FINISHES = ((1.5, 0.02), (2.5, 0.06), (3.5, 0.15))
 NUM_VERSIONS = 20
