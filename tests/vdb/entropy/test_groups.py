@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from hyprstream.errors import CorruptGridError
 from hyprstream.vdb.entropy import tables as t
-from hyprstream.vdb.entropy.groups import MAX_MAGNITUDE, decode, encode
+from hyprstream.vdb.entropy.groups import MAX_MAGNITUDE, encode
+from hyprstream.vdb.entropy.reader import decode
 
 
 def draw(seed: int, num_groups: int) -> list[np.ndarray]:

@@ -9,9 +9,9 @@ from dataclasses import replace
 import numpy as np
 
 from hyprstream.errors import CorruptGridError, IncompatibleAdapterError, InvalidAdapterError
-from hyprstream.vdb.entropy import groups
 from hyprstream.vdb.entropy.groups import Coded
 from hyprstream.vdb.entropy.masks import from_runs, seeded_indices
+from hyprstream.vdb.entropy.reader import decode
 from hyprstream.vdb.learned import frame
 from hyprstream.vdb.learned.frame import Frame
 from hyprstream.vdb.learned.layout import Layout, Note, from_json
@@ -113,7 +113,7 @@ def _with_masks(notes: Sequence[Note], blocks: Sequence[Coded], max_values: int)
     num_runs = sum(mask is not None and "runs" in mask for _, _, mask in sizes)
     if bool(num_runs) != bool(blocks):
         raise CorruptGridError("its masks are missing, or belong to nothing")
-    counts = iter(groups.decode(blocks[0], [], [max_values] * 2 * num_runs)[1] if blocks else [])
+    counts = iter(decode(blocks[0], [], [max_values] * 2 * num_runs)[1] if blocks else [])
     left = max_values
     masks: list[Mask | None] = []
     for _, size, mask in sizes:
@@ -138,7 +138,7 @@ def _parts(
 ) -> dict[str, Pair | Single]:
     lengths = [layout.lengths() for layout in layouts]
     together = [length for part in lengths for length in part]
-    flat, _ = groups.decode(block, together, [])
+    flat, _ = decode(block, together, [])
     parts: dict[str, Pair | Single] = {}
     start = 0
     for layout, part, part_lengths in zip(layouts, codes, lengths, strict=True):
