@@ -5,7 +5,8 @@ passed a few rows at a time in both directions before the layers are passed back
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,13 @@ from hyprstream.models.forward import LoraView
 from hyprstream.train.collate import Packed, collate, packs
 from hyprstream.train.loss import cross_entropy, divergence, row_chunks
 from hyprstream.train.sample import Sample
+
+
+@contextmanager
+def learning() -> Iterator[None]:
+    """Let gradients be computed, in whatever mode the thread serves requests."""
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        yield
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -114,6 +114,50 @@ class TrainConfig:
         return self.regrow_fraction * (1 + math.cos(math.pi * done)) / 2
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinishConfig:
+    """How an adapter is trained through the rounding of the learned code (`train/finish.py`)."""
+
+    coarseness: float = 1.5
+    """Step of the rounding, in root mean square sizes of components by the root of 200."""
+    rate_weight: float = 0.02
+    """Weight of the rate (bits a value) beside the loss (nats a token)."""
+    num_steps: int = 150
+    """Optimizer steps."""
+    learning_rate: float = 0.025
+    """In steps of the rounding; it falls to a quarter along a cosine."""
+    batch_tokens: int = 2048
+    """Tokens that are computed at a time."""
+
+    def __post_init__(self) -> None:
+        """Reject values outside their range.
+
+        Raises:
+            InvalidSettingsError: A field is wrong.
+        """
+        _check_real("coarseness", self.coarseness, 0, 1000, above=True)
+        _check_real("rate_weight", self.rate_weight, 0, 1000)
+        _check_real("learning_rate", self.learning_rate, 0, 1, above=True)
+        for name in ("num_steps", "batch_tokens"):
+            if getattr(self, name) < 1:
+                raise InvalidSettingsError(
+                    f"{name} is {getattr(self, name)}", hint="Make it 1 or more."
+                )
+
+    def training(self) -> TrainConfig:
+        """Return optimizer and schedule."""
+        return TrainConfig(
+            learning_rate=self.learning_rate,
+            warmup_steps=min(5, self.num_steps - 1),
+            schedule="cosine",
+            total_steps=self.num_steps,
+            final_share=0.25,
+            betas=(0.9, 0.99),
+            max_grad_norm=None,
+            batch_tokens=self.batch_tokens,
+        )
+
+
 def _check_real(name: str, value: float, least: float, most: float, *, above: bool = False) -> None:
     if not (least < value if above else least <= value) or not value <= most:
         bound = f"above {least}" if above else f"{least} or more"

@@ -29,11 +29,6 @@ class AdapterOptimizer:
             if chosen:
                 self._optimizers[is_muon] = _make(chosen, config, is_muon=is_muon)
 
-    def zero_grad(self) -> None:
-        """Forget the gradients."""
-        for parameter in self._parameters.values():
-            parameter.grad = None
-
     def step(self, rate: float) -> None:
         """Move the parameters along their gradients, at this learning rate."""
         for optimizer in self._optimizers.values():

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hyprstream.errors import InvalidRequestError, InvalidSettingsError, NonFiniteTrainingError
+from hyprstream.errors import InvalidSettingsError, NonFiniteTrainingError
 from hyprstream.lora.bank import SummedView
 from hyprstream.lora.gradients import WeightGradients
 from hyprstream.lora.leaf import Regrowth
@@ -12,9 +12,9 @@ from hyprstream.lora.spec import LoraSpec
 from hyprstream.lora.trainable import TrainableLora
 from hyprstream.lora.weights import LoraWeights
 from hyprstream.models.forward import LoraView
-from hyprstream.train.backward import Sums
 from hyprstream.train.config import TrainConfig
 from hyprstream.train.optim import AdapterOptimizer
+from hyprstream.train.step import PendingStep
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +41,11 @@ class StepReport:
 class TrainingState:
     """An adapter under training.
 
-    Invariant: gradients are those of sums over the rows since the last step, or none.
+    Attributes:
+        lora: The adapter as it is now.
+        pending: The step that is being made.
+        spec: Scales, dropout, and the structure of masks.
+        config: Optimizer and schedule.
 
     Args:
         start: What to begin with.
@@ -72,10 +76,11 @@ class TrainingState:
         )
         self._layers = {path: delta.shape for path, delta in start.modules.items()}
         self._device = device
-        self._optimizer = AdapterOptimizer(self.lora.parameters(), config)
+        parameters = self.lora.parameters()
+        self._optimizer = AdapterOptimizer(parameters, config)
+        self.pending = PendingStep(parameters)
         self._num_steps = 0
         self._watch: WeightGradients | None = None
-        self._sums = Sums()
 
     @property
     def view(self) -> LoraView:
@@ -86,21 +91,6 @@ class TrainingState:
             return SummedView([self.lora, self._watch])
         return self.lora
 
-    def add(self, sums: Sums) -> None:
-        """Note what a backward pass has summed up."""
-        self._sums = Sums(
-            loss=self._sums.loss + sums.loss,
-            pull=self._sums.pull + sums.pull,
-            weight=self._sums.weight + sums.weight,
-            num_tokens=self._sums.num_tokens + sums.num_tokens,
-        )
-
-    def discard(self) -> None:
-        """Forget the step that is being made."""
-        self._optimizer.zero_grad()
-        self._watch = None
-        self._sums = Sums()
-
     def apply(self) -> StepReport:
         """Take the step; it is forgotten if that fails.
 
@@ -108,18 +98,15 @@ class TrainingState:
             InvalidRequestError: Nothing was accumulated.
             NonFiniteTrainingError: The gradient is no finite number.
         """
-        sums = self._sums
-        if not sums.weight:
-            raise InvalidRequestError(
-                "no samples were accumulated for a step", hint="Accumulate at least one."
-            )
+        rate = self.config.rate(self._num_steps)
         try:
-            norm = self._mean_gradients(sums.weight)
-            rate = self.config.rate(self._num_steps)
-            self._optimizer.step(rate)
-            self._regrow()
+            with self.pending.taken() as sums:
+                norm = self.pending.check_gradients(self.config.max_grad_norm)
+                self._check_watched()
+                self._optimizer.step(rate)
+                self._regrow()
         finally:
-            self.discard()
+            self._watch = None
         report = StepReport(
             step=self._num_steps,
             loss=sums.loss / sums.weight,
@@ -131,19 +118,15 @@ class TrainingState:
         self._num_steps += 1
         return report
 
-    def _mean_gradients(self, weight: float) -> float:
-        """Turn sums into means, and scale them down if they are long; return their norm."""
-        parameters = self.lora.parameters().values()
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        for gradient in gradients:
-            gradient.mul_(1 / weight)
-        norm = torch.nn.utils.get_total_norm(gradients)
-        watched = [] if self._watch is None else list(self._watch.sums.values())
-        if not (norm.isfinite() and all(bool(sums.isfinite().all()) for sums in watched)):
+    def discard(self) -> None:
+        """Forget the step that is being made."""
+        self.pending.discard()
+        self._watch = None
+
+    def _check_watched(self) -> None:
+        watched = [] if self._watch is None else self._watch.sums.values()
+        if not all(bool(sums.isfinite().all()) for sums in watched):
             raise NonFiniteTrainingError("the gradient")
-        if self.config.max_grad_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.max_grad_norm, norm)
-        return float(norm)
 
     def _regrow(self) -> None:
         if self._watch is None:
@@ -154,4 +137,6 @@ class TrainingState:
             seed=self.config.seed,
         )
         places = self.lora.regrow(self._watch.sums, how)
-        self._optimizer.move(self.lora.parameters(), places)
+        parameters = self.lora.parameters()
+        self._optimizer.move(parameters, places)
+        self.pending.replace(parameters)

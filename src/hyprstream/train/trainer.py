@@ -3,38 +3,18 @@
 Nothing here keeps time, picks samples or decides whether an adapter has become better.
 """
 
-from collections.abc import Callable, Sequence
-from functools import wraps
-from typing import Concatenate, ParamSpec, TypeVar
-
-import torch
+from collections.abc import Sequence
 
 from hyprstream.errors import AdapterExistsError, AdapterNotFoundError, IncompatibleAdapterError
 from hyprstream.lora.spec import LoraSpec
 from hyprstream.lora.trainable import TrainableLora
 from hyprstream.lora.weights import LoraWeights
 from hyprstream.models.decoder import Decoder
-from hyprstream.train.backward import Objective, Sums, backward, sample_losses
+from hyprstream.train.backward import Objective, Sums, backward, learning, sample_losses
 from hyprstream.train.collate import collate, packs
 from hyprstream.train.config import TrainConfig
 from hyprstream.train.sample import Sample
 from hyprstream.train.state import StepReport, TrainingState
-
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
-
-
-def _with_gradients(
-    method: Callable[Concatenate["Trainer", _P], _R],
-) -> Callable[Concatenate["Trainer", _P], _R]:
-    """Let a method compute gradients, in whatever mode its thread serves requests."""
-
-    @wraps(method)
-    def run(trainer: "Trainer", /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        with torch.inference_mode(mode=False), torch.enable_grad():
-            return method(trainer, *args, **kwargs)
-
-    return run
 
 
 class Trainer:
@@ -64,7 +44,7 @@ class Trainer:
         """
         return self._state(name).config
 
-    @_with_gradients
+    @learning()
     def open(self, name: str, start: LoraWeights, *, spec: LoraSpec, config: TrainConfig) -> None:
         """Begin to train an adapter.
 
@@ -88,7 +68,7 @@ class Trainer:
         self._state(name)
         del self._states[name]
 
-    @_with_gradients
+    @learning()
     def accumulate(
         self, name: str, samples: Sequence[Sample], *, anchors: Sequence[Sample] | None = None
     ) -> None:
@@ -121,7 +101,7 @@ class Trainer:
             state.discard()
             raise
 
-    @_with_gradients
+    @learning()
     def apply(self, name: str) -> StepReport:
         """Take one optimizer step along the mean gradient of what was accumulated.
 
@@ -132,7 +112,7 @@ class Trainer:
         """
         return self._state(name).apply()
 
-    @_with_gradients
+    @learning()
     def evaluate(
         self, weights: LoraWeights | None, samples: Sequence[Sample], *, batch_tokens: int = 2048
     ) -> list[float]:
@@ -162,7 +142,7 @@ class Trainer:
         """
         return self._state(name).lora.snapshot()
 
-    @_with_gradients
+    @learning()
     def reset(self, name: str, to: LoraWeights) -> None:
         """Go on from other weights, with nothing left of the past: steps are counted from 0.
 
@@ -188,7 +168,7 @@ class Trainer:
             sums = backward(self._model, state.view, packed, objective, recompute=recompute)
             if share is not None:
                 sums = Sums(pull=sums.pull * share, num_tokens=sums.num_tokens)
-            state.add(sums)
+            state.pending.add(sums)
 
     def _fresh(self, start: LoraWeights, spec: LoraSpec, config: TrainConfig) -> TrainingState:
         self._check(start)
