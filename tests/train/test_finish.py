@@ -68,8 +68,10 @@ def test_a_finish_beats_rounding_what_was_trained_as_long(test_data):
     list(fit(trainer, "a", samples, num_steps=20))
     weights = trainer.snapshot("a")
 
-    config = FinishConfig(coarseness=3.5, rate_weight=0.15, num_steps=15, batch_tokens=4 * LENGTH)
-    quantised, reports = finished(model, weights, config, samples)
+    finishing = FinishConfig(
+        coarseness=3.5, rate_weight=0.15, num_steps=15, batch_tokens=4 * LENGTH
+    )
+    quantised, reports = finished(model, weights, finishing, samples)
     data = neural.encode_quantised(quantised)
     decoded = neural.decode(data)
     for name, tensor in quantised.tensors().items():
