@@ -2,7 +2,7 @@
 
 import argparse
 
-from benchmarks import adapters, codec, engine, single_stream, start_up, vdb
+from benchmarks import adapters, codec, engine, single_stream, start_up, training, vdb
 
 BENCHMARKS = {
     "single_stream": single_stream.main,
@@ -11,6 +11,7 @@ BENCHMARKS = {
     "vdb": vdb.main,
     "adapters": adapters.main,
     "codec": codec.main,
+    "training": training.main,
 }
 
 
