@@ -140,9 +140,7 @@ def lock(file: Path, what: str, waiting: Waiting | None) -> Iterator[None]:
     Raises:
         CacheBusyError: Another holder has it, and waiting is not wanted.
     """
-    with storage(file.parent):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = _open_lock(file)
     try:
         with storage(file.parent):
             if not _try_lock(descriptor):
@@ -156,6 +154,29 @@ def lock(file: Path, what: str, waiting: Waiting | None) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)  # ends the lock
+
+
+@contextmanager
+def hold(file: Path, *, shared: bool) -> Iterator[None]:
+    """Wait for the lock that `file` stands for and hold it, alone or with others that share it.
+
+    Args:
+        file: As in `lock`, with which it excludes itself.
+        shared: Admit others who share it.
+    """
+    descriptor = _open_lock(file)
+    try:
+        with storage(file.parent):
+            fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _open_lock(file: Path) -> int:
+    with storage(file.parent):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
 
 
 def _try_lock(descriptor: int) -> bool:
