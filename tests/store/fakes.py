@@ -146,10 +146,20 @@ class FaultyDisk(Disk):
 
     @override
     def commit(self, connection: sqlite3.Connection) -> None:
-        stop = self._step()
+        try:
+            stop = self._step()
+        except OSError as error:
+            raise _full_database() from error
         if not (stop and self.how == "within"):
             super().commit(connection)
         self._after(stop=stop)
+
+
+def _full_database() -> sqlite3.OperationalError:
+    """What SQLite says of ENOSPC; `test_index.py` fills a real database."""
+    error = sqlite3.OperationalError("database or disk is full")
+    error.sqlite_errorcode = sqlite3.SQLITE_FULL
+    return error
 
 
 def _restore(file: Path, content: bytes) -> None:
