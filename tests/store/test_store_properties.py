@@ -12,7 +12,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from typing_extensions import override
@@ -357,5 +357,14 @@ def _seen(model: Model) -> object:
     return names, set(model.versions)
 
 
+class LongStoreHistory(StoreHistory):
+    """The same for minutes."""
+
+
 TestStoreHistory = StoreHistory.TestCase
 TestStoreHistory.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+
+TestLongStoreHistory = pytest.mark.slow(LongStoreHistory.TestCase)
+TestLongStoreHistory.settings = settings(
+    max_examples=300, stateful_step_count=40, deadline=None, suppress_health_check=[*HealthCheck]
+)
