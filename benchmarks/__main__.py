@@ -2,12 +2,13 @@
 
 import argparse
 
-from benchmarks import engine, single_stream, start_up
+from benchmarks import engine, single_stream, start_up, store
 
 BENCHMARKS = {
     "single_stream": single_stream.main,
     "engine": engine.main,
     "start_up": start_up.main,
+    "store": store.main,
 }
 
 

@@ -115,10 +115,14 @@ def tag(db: sqlite3.Connection, ref: AdapterRef, to: VersionId) -> None:
     """Let a tag stand for a version, whatever it stood for before.
 
     Raises:
+        InvalidReferenceError: The reference has no tag.
         AdapterNotFoundError: There is no such name.
         VersionNotFoundError: There is no such version.
     """
-    assert ref.tag is not None, "the store asks for a tag"
+    if ref.tag is None:
+        raise InvalidReferenceError(
+            f"'{ref}' has no tag", hint="Write name:tag, as in support:stable."
+        )
     _found(db, ref.name)
     require(db, to)
     db.execute(
