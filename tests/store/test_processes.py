@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -121,6 +122,19 @@ def test_what_another_process_reads_is_not_collected_until_it_ends(tmp_path: Pat
         process.kill()  # it has no chance to let go
     assert store.collect(grace=timedelta(0)).versions == (version,)
     store.close()
+
+
+def test_two_collections_at_once_remove_everything_once(tmp_path: Path):
+    stores = [AdapterStore(tmp_path) for _ in range(2)]
+    for number in range(200):
+        stores[0].commit(b"%03d" % number, draft())
+    with ThreadPoolExecutor(2) as pool:
+        done = list(pool.map(lambda store: store.collect(grace=timedelta(0)), stores))
+    assert sum(len(collected.versions) for collected in done) == 200
+    assert sum(collected.freed_bytes for collected in done) == 600
+    assert list((tmp_path / "payloads").iterdir()) == []
+    for store in stores:
+        store.close()
 
 
 def test_new_stores_are_made_once_by_processes_that_begin_together(tmp_path: Path):

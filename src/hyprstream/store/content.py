@@ -9,7 +9,7 @@ import fcntl
 import hashlib
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from hyprstream.errors import ChecksumMismatchError
@@ -90,16 +90,24 @@ class Content:
             os.close(descriptor)
         return False
 
-    def remove_all_but(self, kept: set[str]) -> int:
-        """Remove every other payload, and what killed writers left; return the bytes freed.
+    def unused(self, kept: set[str]) -> list[str]:
+        """List the payloads that are there and not among those to keep."""
+        return sorted({file.name for file in self._folder.iterdir()} - kept)
 
-        The caller sees to it that nobody writes or begins to read meanwhile.
-        """
-        unused = [file for file in self._folder.iterdir() if file.name not in kept]
+    def leftovers(self) -> list[Path]:
+        """List what is being written, or was when its writer was killed."""
+        return sorted(self._temp.iterdir())
+
+    def remove(self, files: Iterable[Path]) -> int:
+        """Remove files, unless another collection was faster; return the bytes freed."""
         freed_bytes = 0
-        for file in [*unused, *self._temp.iterdir()]:
-            freed_bytes += file.lstat().st_size
-            self._disk.remove(file)
+        for file in files:
+            try:
+                size_bytes = file.lstat().st_size
+                self._disk.remove(file)
+            except FileNotFoundError:
+                continue
+            freed_bytes += size_bytes
         return freed_bytes
 
     def _write(self, file: Path, chunks: Iterator[bytes]) -> Payload:

@@ -36,6 +36,7 @@ CREATE TABLE versions (
     payload TEXT NOT NULL,
     needed TEXT REFERENCES versions (id) DEFERRABLE INITIALLY DEFERRED
 );
+CREATE INDEX versions_payload ON versions (payload);
 CREATE INDEX versions_needed ON versions (needed);
 CREATE TABLE names (
     name TEXT PRIMARY KEY,

@@ -12,7 +12,7 @@ a local disk: write-ahead databases and these locks need one.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -30,6 +30,8 @@ from hyprstream.store.records import Adapter, Collected, Damage, Move, Note
 
 GRACE = timedelta(days=1)
 """How long a version that nothing points at yet is kept."""
+
+_BATCH = 32  # files removed before others get a turn; some file systems take 3 ms for each
 
 
 class AdapterStore:
@@ -221,21 +223,32 @@ class AdapterStore:
                 their versions; None keeps those of all moves.
             grace: What was committed so short a time ago stays: its name may be on the way.
         """
-        with hold(self._lock_file, shared=False), storage(self._root):
-            with self._index.change() as db:
-                gone = unreachable(
-                    db,
-                    self._content.is_held,
-                    keep_history=keep_history,
-                    recorded_since=self._clock() - grace,
-                )
-                db.executemany(
-                    "DELETE FROM versions WHERE id = ?", [(version,) for version in gone]
-                )
-                kept = {payload for (payload,) in db.execute("SELECT payload FROM versions")}
-            # Only now that no version needs them, on the disk as well.
-            freed_bytes = self._content.remove_all_but(kept)
+        with storage(self._root):
+            with self._alone():
+                with self._index.change() as db:
+                    gone = unreachable(
+                        db,
+                        self._content.is_held,
+                        keep_history=keep_history,
+                        recorded_since=self._clock() - grace,
+                    )
+                    db.executemany("DELETE FROM versions WHERE id = ?", [(v,) for v in gone])
+                    kept = {payload for (payload,) in db.execute("SELECT payload FROM versions")}
+                # Files go only now that no version needs them, on the disk as well.
+                unused = self._content.unused(kept)
+                leftovers = self._content.leftovers()  # nobody is writing now
+            freed_bytes = self._content.remove(leftovers)
+            for start in range(0, len(unused), _BATCH):
+                freed_bytes += self._remove_unused(unused[start : start + _BATCH])
         return Collected(versions=tuple(map(VersionId, gone)), freed_bytes=freed_bytes)
+
+    def _remove_unused(self, payloads: Sequence[str]) -> int:
+        """Remove payloads that are still unused; return the bytes freed."""
+        query = "SELECT 1 FROM versions WHERE payload = ?"
+        with self._alone():
+            with self._index.look() as db:
+                unused = [sha for sha in payloads if db.execute(query, (sha,)).fetchone() is None]
+            return self._content.remove(map(self._content.path, unused))
 
     def verify(self) -> tuple[Damage, ...]:
         """Read everything; list what is not as it was committed.
@@ -257,13 +270,13 @@ class AdapterStore:
                     damages.append(Damage(version=VersionId(version), problem=wrong))
         return tuple(damages)
 
-    @property
-    def _lock_file(self) -> Path:
-        return self._root / "store.lock"
-
     def _adding(self) -> AbstractContextManager[None]:
         """Keep `collect` away."""
-        return hold(self._lock_file, shared=True)
+        return hold(self._root / "store.lock", shared=True)
+
+    def _alone(self) -> AbstractContextManager[None]:
+        """Keep away whoever adds a version or begins to read one."""
+        return hold(self._root / "store.lock", shared=False)
 
 
 def _manifest(version: str, text: str) -> Manifest:
