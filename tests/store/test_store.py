@@ -95,6 +95,13 @@ def test_a_file_is_copied_in(store: AdapterStore, tmp_path: Path):
         assert file.read_bytes() == content
 
 
+def test_a_file_that_cannot_be_read_is_named(store: AdapterStore, tmp_path: Path):
+    for file in (tmp_path / "absent", tmp_path):
+        with pytest.raises(InvalidAdapterError, match=f"{file.name} cannot be read"):
+            store.commit(file, draft())
+    assert list((tmp_path / "store" / "temp").iterdir()) == []
+
+
 def test_the_same_content_is_kept_once(store: AdapterStore, clock: Clock):
     first = store.commit(b"same", draft())
     assert store.commit(b"same", draft()) == first

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from hyprstream.errors import ChecksumMismatchError
+from hyprstream.errors import ChecksumMismatchError, InvalidAdapterError
 from hyprstream.files import CHUNK_BYTES, inside
 from hyprstream.store.disk import Disk
 from hyprstream.store.manifest import Payload
@@ -36,7 +36,11 @@ class Content:
         return inside(self._folder, sha256)
 
     def put(self, payload: bytes | Path) -> Payload:
-        """Take in a copy of a payload; it would survive a loss of power then."""
+        """Take in a copy of a payload; it would survive a loss of power then.
+
+        Raises:
+            InvalidAdapterError: It is a file that cannot be read.
+        """
         temporary = self._temp / uuid.uuid4().hex
         try:
             kept = self._write(temporary, _chunks(payload))
@@ -46,7 +50,7 @@ class Content:
                 self._disk.rename(temporary, file)
             else:
                 self._disk.remove(temporary)
-        except OSError:
+        except (OSError, InvalidAdapterError):
             temporary.unlink(missing_ok=True)  # what a full disk needs most
             raise
         # Even if the file was there: another process may have named it a moment ago.
@@ -158,6 +162,9 @@ def _chunks(payload: bytes | Path) -> Iterator[bytes]:
     if isinstance(payload, bytes):
         yield payload
         return
-    with payload.open("rb") as stream:
-        while chunk := stream.read(CHUNK_BYTES):
-            yield chunk
+    try:
+        with payload.open("rb") as stream:
+            while chunk := stream.read(CHUNK_BYTES):
+                yield chunk
+    except OSError as error:
+        raise InvalidAdapterError(f"{payload} cannot be read: {error.strerror}") from error

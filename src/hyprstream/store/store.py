@@ -69,7 +69,8 @@ class AdapterStore:
             draft: What it is.
 
         Raises:
-            InvalidAdapterError: The draft says something that a manifest does not admit.
+            InvalidAdapterError: The draft says something that a manifest does not admit, or
+                the file cannot be read.
             VersionNotFoundError: It needs a parent that is not there.
             StorageFullError: The disk is full; nothing was added.
         """
