@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -55,6 +56,28 @@ def test_a_killed_process_loses_nothing_that_it_acknowledged(tmp_path: Path, num
             assert file.stat().st_size > 0
         store.collect(grace=timedelta(0))
         assert list((tmp_path / "temp").iterdir()) == []
+        assert store.verify() == ()
+        store.close()
+
+
+@pytest.mark.slow
+def test_a_process_may_be_killed_at_any_time(tmp_path: Path):
+    """Again and again, in one store, at times that no order of the program favours."""
+    acknowledged: list[str] = []
+    random = Random(7)  # noqa: S311 - times of a test
+    for _ in range(40):
+        with program("endless.py", tmp_path) as process:
+            assert process.stdout is not None
+            lines = [process.stdout.readline().strip()]
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(random.uniform(0, 0.1))
+            process.send_signal(signal.SIGKILL)
+            acknowledged += [*lines, *process.stdout.read().split()]
+        store = AdapterStore(tmp_path)
+        moved = [move.version for move in store.history(NAME)]
+        assert moved[: len(acknowledged)] == acknowledged
+        assert len(moved) <= len(acknowledged) + 1
+        acknowledged = [*moved]
         assert store.verify() == ()
         store.close()
 
