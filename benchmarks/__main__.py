@@ -2,12 +2,14 @@
 
 import argparse
 
-from benchmarks import engine, single_stream, start_up, store
+from benchmarks import adapters, engine, single_stream, start_up, store, vdb
 
 BENCHMARKS = {
     "single_stream": single_stream.main,
     "engine": engine.main,
     "start_up": start_up.main,
+    "vdb": vdb.main,
+    "adapters": adapters.main,
     "store": store.main,
 }
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.engine_cases import CASES, NEW_TOKENS, RANK, Case, prompt
+from benchmarks.engine_peers import llama_cpp_peer, transformers_peer
 from hyprstream.engine.assembly import build_core
 from hyprstream.engine.config import EngineConfig
 from hyprstream.engine.core import EngineCore
@@ -25,18 +27,7 @@ from hyprstream.models.load import open_model
 from hyprstream.refs import RequestId, VersionId
 from hyprstream.runtime.device import choose_dtype
 
-PROMPT_TOKENS = 32
-NEW_TOKENS = 24
-RANK = 16
-# Concurrent requests and distinct adapters, 0 for the base model.
-CASES = ((1, 0), (8, 0), (16, 0), (1, 1), (8, 1), (16, 1), (8, 8), (16, 8))
-
 Results = dict[str, float]
-
-
-def prompt(number: int, length: int = PROMPT_TOKENS) -> tuple[int, ...]:
-    """Tokens without repetition, different for every request."""
-    return tuple((7 * i + 131 * number) % 40_000 + 20 for i in range(length))
 
 
 def load(file: Path, option: str) -> Decoder:
@@ -51,25 +42,26 @@ def load(file: Path, option: str) -> Decoder:
     return model
 
 
-def adapter(model: Decoder, seed: int) -> LoraWeights:
-    """A random adapter on every linear layer of the blocks."""
+def adapter(model: Decoder, seed: int, targets: Sequence[str]) -> LoraWeights:
+    """A random adapter on the named linear layers of the blocks."""
     generator = torch.Generator().manual_seed(seed)
     modules = {}
     for path, (outputs, inputs) in model.linears.items():
-        if path.startswith("layers."):
+        if path.startswith("layers.") and path.endswith(tuple(targets)):
             a = torch.randn(inputs, RANK, generator=generator) * 0.01
             b = torch.randn(RANK, outputs, generator=generator) * 0.01
             modules[path] = LowRank(a.to(model.dtype), b.to(model.dtype))
     return LoraWeights(modules)
 
 
-def core_of(model: Decoder, num_adapters: int = 0, **options: Any) -> EngineCore:
+def core_of(model: Decoder, case: Case | None = None, **options: Any) -> EngineCore:
     config = EngineConfig(
         **{"max_drafts": 0, "num_slots": 8, "kv_memory_bytes": 1 << 28, **options}
     )
     core = build_core(model, config)
-    for seed in range(num_adapters):
-        core.install(VersionId(str(seed)), adapter(model, seed))
+    for seed in range(case.num_adapters if case else 0):
+        assert case is not None
+        core.install(VersionId(str(seed)), adapter(model, seed, case.targets))
     return core
 
 
@@ -90,11 +82,11 @@ def drain(core: EngineCore) -> tuple[int, float]:
     return num_tokens, time.process_time() - began
 
 
-def decode_speed(model: Decoder, num_requests: int, num_adapters: int) -> float:
+def decode_speed(model: Decoder, case: Case) -> float:
     """Tokens per second of all requests together, after their prompts."""
-    core = core_of(model, num_adapters)
-    for number in range(num_requests):
-        core.add(request(number, prompt(number), NEW_TOKENS + 2, num_adapters))
+    core = core_of(model, case)
+    for number in range(case.num_requests):
+        core.add(request(number, prompt(number), NEW_TOKENS + 2, case.num_adapters))
     for _ in range(2):  # the prompts, and a step that allocates
         core.step()
     num_tokens, seconds = drain(core)
@@ -103,7 +95,7 @@ def decode_speed(model: Decoder, num_requests: int, num_adapters: int) -> float:
 
 def ours(file: Path, option: str) -> Results:
     model = load(file, option)
-    results = {f"{n}x{a}": decode_speed(model, n, a) for n, a in CASES}
+    results = {case.key: decode_speed(model, case) for case in CASES}
     results |= gains(model)
     results["overhead_ms"] = overhead_ms(model)
     return results
@@ -165,7 +157,7 @@ def overhead_ms(model: Decoder, num_requests: int = 16) -> float:
 
         return call
 
-    core = core_of(model)
+    core = core_of(model, kv_memory_bytes=1 << 26)  # soon all used before, as in a long run
     config = EngineConfig()
     forward, logits, step = model.forward, model.logits, core.step
 
@@ -179,17 +171,20 @@ def overhead_ms(model: Decoder, num_requests: int = 16) -> float:
 
     async def serve() -> float:
         async with Engine(core, config) as engine:
+
+            async def read(stream: Any) -> None:
+                async for _ in stream:
+                    pass
+
+            for _ in range(3):
+                streams = [engine.submit(request(n, prompt(n), 64)) for n in range(num_requests)]
+                await asyncio.gather(*(read(stream) for stream in streams))
             streams = [engine.submit(request(n, prompt(n), 64)) for n in range(num_requests)]
             for stream in streams:
                 await anext(stream)
             nonlocal inside, num_steps
             inside, num_steps = 0.0, 0
             began = time.process_time()
-
-            async def read(stream: Any) -> None:
-                async for _ in stream:
-                    pass
-
             await asyncio.gather(*(read(stream) for stream in streams))
             return time.process_time() - began
 
@@ -198,54 +193,11 @@ def overhead_ms(model: Decoder, num_requests: int = 16) -> float:
     return 1000 * (seconds - inside) / num_steps
 
 
-def peer(file: Path, option: str) -> Results:
-    """Measure transformers and PEFT: one batch, `adapter_names` for mixed adapters."""
-    import peft
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    base = transformers.AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, dtype=getattr(torch, option)
-    ).eval()
-    results = {f"{n}x{a}": peer_speed(base, n, []) for n, a in CASES if a == 0}
-    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    config = peft.LoraConfig(r=RANK, target_modules=targets, init_lora_weights=False)
-    model = peft.get_peft_model(base, config, adapter_name="0")
-    for seed in range(1, 8):
-        model.add_adapter(str(seed), config)
-    model = model.to(getattr(torch, option)).eval()
-    model.set_adapter("0")
-    for n, a in CASES:
-        if a:
-            results[f"{n}x{a}"] = peer_speed(model, n, [str(i % a) for i in range(n)] * (a > 1))
-    return results
-
-
-@torch.inference_mode()
-def peer_speed(model: Any, num_requests: int, adapters: list[str]) -> float:
-    import transformers
-
-    mixed = {"adapter_names": adapters} if adapters else {}
-    cache = transformers.DynamicCache(config=model.config)
-    ids = torch.tensor([prompt(number) for number in range(num_requests)])
-
-    def step(ids: torch.Tensor) -> torch.Tensor:
-        output = model(
-            input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1, **mixed
-        )
-        return output.logits[:, -1].argmax(-1, keepdim=True)
-
-    ids = step(step(ids))
-    began = time.process_time()
-    for _ in range(NEW_TOKENS):
-        ids = step(ids)
-    return num_requests * NEW_TOKENS / (time.process_time() - began)
-
-
 def main(engine: str, file: str, option: str) -> None:
     torch.set_num_threads(1)
-    measure = {"hyprstream": ours, "transformers": peer}[engine]
+    measure = {"hyprstream": ours, "transformers": transformers_peer, "llama.cpp": llama_cpp_peer}[
+        engine
+    ]
     json.dump(measure(Path(file), option), sys.stdout)
 
 

@@ -6,7 +6,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hyprstream.lora.basis import singular_basis
 from hyprstream.lora.kinds.low_rank import LowRank
+from hyprstream.lora.kinds.sparse import Sparse
+from hyprstream.lora.kinds.tiny import Tiny
+from hyprstream.lora.mask import seeded
 from hyprstream.lora.weights import LoraWeights
 
 SHAPES = {"layers.0.self_attn.q_proj": (8, 6), "layers.1.mlp.down_proj": (6, 8)}
@@ -29,8 +33,33 @@ def low_rank(
     return LoraWeights(modules)
 
 
+def sparse(
+    seed: int, linears: Mapping[str, tuple[int, int]] = SHAPES, *, sparsity: float = 0.95
+) -> LoraWeights:
+    """Random values at random places of every layer of `linears`."""
+    generator = torch.Generator().manual_seed(seed)
+    modules = {}
+    for path, shape in linears.items():
+        mask = seeded(shape, sparsity, structure="unstructured", seed=seed, name=path)
+        modules[path] = Sparse(torch.randn(mask.num_active, generator=generator) * 0.2, mask)
+    return LoraWeights(modules)
+
+
+def tiny(
+    seed: int, linears: Mapping[str, tuple[int, int]] = SHAPES, *, rank: int = 4
+) -> LoraWeights:
+    """Random cores in the bases of random weights, which all adapters of a layer share."""
+    generator = torch.Generator().manual_seed(seed)
+    modules = {}
+    for path, shape in linears.items():
+        weight = torch.randn(shape, generator=torch.Generator().manual_seed(len(path)))
+        core = torch.randn(rank, rank, generator=generator)
+        modules[path] = Tiny(core, singular_basis(weight, rank))
+    return LoraWeights(modules)
+
+
 class Summed:
-    """A `LoraView` for one sequence: x A B, one product after the other, nothing shared."""
+    """A `LoraView` for one sequence: one product after the other, nothing shared."""
 
     def __init__(self, parts: Sequence[tuple[LoraWeights, float]]) -> None:
         self._parts = parts
@@ -40,8 +69,10 @@ class Summed:
         for weights, factor in self._parts:
             module = weights.modules.get(path)
             if module is not None:
-                tensors = module.tensors()
-                added = (x @ tensors["a"]) @ tensors["b"] * factor
+                if isinstance(module, LowRank):
+                    added = (x @ module.a) @ module.b * factor
+                else:
+                    added = x @ module.dense().T * factor
                 total = added if total is None else total + added
         return total
 

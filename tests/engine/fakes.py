@@ -121,7 +121,7 @@ class Parts:
         clock: FakeClock | None = None,
         on_step: Callable[[Plan], None] = lambda _plan: None,
         versions: HostVersions | None = None,
-        check: Callable[[Request], None] | None = None,
+        check: Callable[[Request], object] = lambda _request: None,
     ) -> None:
         self.config = EngineConfig(block_tokens=4) if config is None else config
         self.clock = FakeClock() if clock is None else clock

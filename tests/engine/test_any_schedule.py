@@ -22,7 +22,7 @@ from hyprstream.engine.request import Request, SamplingParams
 from hyprstream.errors import HyprstreamError, VersionNotFoundError
 from hyprstream.models.decoder import Decoder
 from hyprstream.refs import RequestId, VersionId
-from tests.engine.adapters import low_rank
+from tests.engine.adapters import low_rank, sparse, tiny
 from tests.engine.reference import assert_answer
 from tests.models.reference import load_decoder, make_model, variants
 
@@ -44,10 +44,16 @@ def model(tmp_path_factory):
 
 @functools.cache
 def adapter(model: Decoder, version: VersionId):
-    """Adapters of mixed ranks; some change every linear layer, some a few."""
+    """Adapters of all kinds and mixed ranks; some change every linear layer, some a few."""
     seed = VERSIONS.index(version)
-    paths = list(model.linears)[:: 1 + seed % 3]
-    return low_rank(seed, {path: model.linears[path] for path in paths}, rank=1 + 2 * seed)
+    linears = {path: model.linears[path] for path in list(model.linears)[:: 1 + seed % 3]}
+    match seed:
+        case 2:
+            return sparse(seed, linears)
+        case 3:
+            return tiny(seed, linears)
+        case _:
+            return low_rank(seed, linears, rank=1 + 2 * seed)
 
 
 @dataclass
@@ -66,10 +72,9 @@ class World:
         size = block_bytes(model.config, model.dtype, config.block_tokens)
         core = build_core(
             model,
-            replace(config, kv_memory_bytes=size * num_blocks),
+            replace(config, kv_memory_bytes=size * num_blocks, adapter_memory_bytes=1 << 20),
             eos_ids=EOS,
             fetch=lambda version: adapter(model, version),
-            adapter_memory_bytes=1 << 20,
         )
         world = cls(model, core)
         for version in VERSIONS[:3]:

@@ -82,7 +82,7 @@ def test_the_end_of_a_sequence_is_reused_before_its_beginning():
     pool = BlockPool(3)
     blocks = _filled(pool, _chain((1, 2), (3, 4), (5, 6)))
     pool.release(blocks)
-    assert pool.extend(3) == blocks[::-1]
+    assert [pool.extend(1) for _ in blocks] == [(block,) for block in blocks[::-1]]
 
 
 def test_a_block_that_is_handed_out_as_new_is_forgotten():
@@ -118,3 +118,16 @@ def test_too_few_blocks_change_nothing():
     holding = pool.begin(keys, 3, num_spare=1)
     assert holding is not None
     assert holding.num_shared == 2
+
+
+def test_blocks_that_come_back_are_one_stretch_again():
+    pool = BlockPool(8)
+    holding = pool.begin([], 4)
+    assert holding is not None
+    for index, block in enumerate(holding.blocks):
+        pool.register(block, bytes([index]))
+    pool.release(holding.blocks)
+    pool.begin([], 4)  # the other half
+    again = pool.begin([], 4)
+    assert again is not None
+    assert again.blocks == holding.blocks == (0, 1, 2, 3)

@@ -11,7 +11,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -122,9 +122,8 @@ def test_memory_stays_within_its_bound_through_random_load(tmp_path):
     model = load_decoder(tmp_path)
     core = build_core(
         model,
-        CONFIG,
+        replace(CONFIG, adapter_memory_bytes=3 * low_rank(0, model.linears).size_bytes),
         fetch=lambda version: low_rank(int(version), model.linears),
-        adapter_memory_bytes=3 * low_rank(0, model.linears).size_bytes,
     )
 
     async def main() -> Crowd:

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import random
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ from hyprstream.engine.grammar import GrammarCompiler, GrammarConstraint, tool_c
 from hyprstream.engine.request import MAX_GRAMMAR_BYTES, Grammar, SamplingParams
 from hyprstream.engine.sampler import RowSampler, TokenConstraint
 from hyprstream.errors import InvalidRequestError, UnsupportedError
-from tests.engine.grammars import EOS, TINY, TOOL, answer, spelled, tiny_compiler
+from tests.engine.grammars import EOS, LETTERS, TINY, TOOL, answer, spelled, tiny_compiler
 
 A, B = TINY.index(b"a"), TINY.index(b"b")
 SEEDS = range(5)
@@ -269,6 +270,23 @@ def test_what_was_compiled_is_kept_and_the_oldest_forgotten():
     kept = seconds("a")  # and used again, so that "b" is now the oldest
     new += [seconds("c"), seconds("b")]
     assert kept < min(new) / 5
+
+
+def test_what_is_in_use_is_not_built_again():
+    small = tiny_compiler(max_cached=1)
+    held = small.compile(regex("a"))
+    small.compile(regex("b"))
+    assert small.compile(regex("a"))._built is held._built
+
+
+def test_no_token_costs_more_than_a_step_can_spare():
+    letters = "|".join(f'"{letter}"' for letter in "abcdefgh,")
+    nested = Grammar(kind="lark", text=f"start: e\ne: e e e | e e | l\nl: {letters}")
+    rng = random.Random(0)  # noqa: S311 - a vocabulary
+    words = ["".join(rng.choices("abcdefgh,", k=rng.randint(2, 8))) for _ in range(20_000)]
+    large = GrammarCompiler([*LETTERS, *(w.encode() for w in words)], special_ids=())
+    with pytest.raises(InvalidRequestError, match="Too many items"):
+        large.compile(nested)
 
 
 def test_threads_may_share_a_compiler():

@@ -222,6 +222,22 @@ def test_embeddings_are_those_of_the_whole_text(model, pooling, normalize, preem
     assert answer.events == alone(model, answer.request)
 
 
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_a_request_may_choose_its_pooling(model, pooling):
+    driver = driver_of(runner_of(model), seed=7)
+    made = driver.add(replace(request("e", PROMPT, embeds=True), pooling=pooling))
+    driver.run()
+    normalize = model.config.normalize
+    expected = pool(whole_hidden(model, PROMPT), [len(PROMPT)], pooling, normalize=normalize)[0]
+    assert made.embedding is not None
+    torch.testing.assert_close(torch.tensor(made.embedding), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_first_position_of_a_decoder_is_no_embedding(model):
+    with pytest.raises(UnsupportedError, match="seen none"):
+        runner_of(model).check(replace(request("e", PROMPT, embeds=True), pooling="cls"))
+
+
 def test_a_request_that_cannot_start_is_refused_before(model):
     runner = runner_of(model, frozenset({2}))
     runner.check(request("r", PROMPT))
@@ -315,6 +331,43 @@ def test_an_answer_follows_its_grammar_and_fails_alone_when_there_is_no_way_on(m
     assert [event.token_id for event in bound.events] == [42, 42]
     assert isinstance(bound.error, InvalidRequestError)
     assert free.events == alone(model, free.request)
+
+
+class Residues:
+    """A constraint: the i-th token is i modulo 3."""
+
+    can_end = is_finished = False
+
+    def __init__(self):
+        self._num_tokens = 0
+
+    def forbidden(self):
+        return torch.arange(97) % 3 != self._num_tokens % 3
+
+    def accept(self, token_id):
+        assert token_id % 3 == self._num_tokens % 3
+        self._num_tokens += 1
+
+
+@pytest.mark.parametrize("right", [0, 1, 3, 12])
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_drafts_do_not_show_in_an_answer_that_follows_a_grammar(model, temperature, right):
+    grammar = Grammar(kind="regex", text="a*")
+    params = SamplingParams(temperature=temperature, seed=5, max_tokens=12, grammar=grammar)
+
+    def answer(guesses):
+        driver = driver_of(runner_of(model, constraint_of=lambda _grammar: Residues()))
+        served = driver.add(request("r", PROMPT, params), guesses=guesses)
+        driver.run()
+        assert served.error is None
+        return served.events
+
+    plain = answer([])
+    tokens = [event.token_id for event in plain]
+    assert [token % 3 for token in tokens] == [0, 1, 2] * 4
+    # Wrong guesses: some that the grammar forbids, some that it admits.
+    wrong = [(token + 1 + 2 * (i % 2)) % 97 for i, token in enumerate(tokens)]
+    assert answer(tokens[:right] + wrong[right:]) == plain
 
 
 def test_a_grammar_without_a_compiler_fails_before_and_at_the_start(model):

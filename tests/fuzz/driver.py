@@ -1,8 +1,8 @@
 """One loop for every reader: bytes to a file, the file to the reader, all it accepts is read.
 
 Runs with atheris (libFuzzer for Python). The process ends with an exit code other than 0 when
-an input raises anything but the two errors that a reader may raise, takes over 2 seconds, or
-takes the process over 2 GB, most of which is torch. The input is then left in the folder.
+an input raises anything but the errors that a reader may raise, takes over 2 seconds, or takes
+the process over 2 GB, most of which is torch. The input is then left in the folder.
 """
 
 import sys
@@ -12,16 +12,14 @@ from pathlib import Path
 import atheris  # type: ignore[import-not-found,import-untyped,unused-ignore]  # not installed
 import torch
 
-from hyprstream.errors import CorruptWeightsError, UnsupportedFormatError
-from hyprstream.models.checkpoint import Checkpoint
-from tests.models.checkpoint.judge import read_all
+from hyprstream.errors import CorruptError, UnsupportedFormatError
 
 
-def fuzz(open_file: Callable[[Path], Checkpoint], sound: bytes, words: Sequence[str] = ()) -> None:
-    """Fuzz `open_file` for the seconds and in the folder of the command line; does not return.
+def fuzz(read_all: Callable[[Path], None], sound: bytes, words: Sequence[str] = ()) -> None:
+    """Fuzz a reader for the seconds and in the folder of the command line; does not return.
 
     Args:
-        open_file: The reader.
+        read_all: Opens a file and reads all of it.
         sound: A file that it accepts, to begin from.
         words: Text that chance would not find, for the fuzzer to put in.
     """
@@ -40,8 +38,8 @@ def fuzz(open_file: Callable[[Path], Checkpoint], sound: bytes, words: Sequence[
         file.unlink(missing_ok=True)  # not overwritten: the one before may still be mapped
         file.write_bytes(data)
         try:
-            read_all(open_file(file))
-        except (CorruptWeightsError, UnsupportedFormatError):
+            read_all(file)
+        except (CorruptError, UnsupportedFormatError):
             return
 
     limits = [f"-max_total_time={seconds}", "-timeout=2", "-rss_limit_mb=2048", "-max_len=4096"]

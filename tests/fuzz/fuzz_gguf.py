@@ -7,8 +7,9 @@ with atheris.instrument_imports(include=["hyprstream"]):
 
 from tests.fuzz.driver import fuzz
 from tests.models.checkpoint.forge import sound_gguf
+from tests.models.checkpoint.judge import read_all
 
 WORDS = ("GGUF", "general.alignment", "split.count")
 
 if __name__ == "__main__":
-    fuzz(GgufFile.open, sound_gguf(), WORDS)
+    fuzz(lambda file: read_all(GgufFile.open(file)), sound_gguf(), WORDS)

@@ -7,6 +7,7 @@ with atheris.instrument_imports(include=["hyprstream"]):
 
 from tests.fuzz.driver import fuzz
 from tests.models.checkpoint.forge import sound_safetensors
+from tests.models.checkpoint.judge import read_all
 
 WORDS = (
     "true null NaN -1 1.0 [] {} [0] [1,0] 18446744073709551615 __metadata__ "
@@ -14,4 +15,4 @@ WORDS = (
 )
 
 if __name__ == "__main__":
-    fuzz(SafetensorsFile.open, sound_safetensors(), WORDS.split())
+    fuzz(lambda file: read_all(SafetensorsFile.open(file)), sound_safetensors(), WORDS.split())

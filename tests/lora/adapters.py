@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -10,8 +11,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hyprstream.lora.bank import LoraBank
+from hyprstream.lora.basis import Basis, singular_basis
 from hyprstream.lora.delta import Delta
 from hyprstream.lora.kinds.low_rank import LowRank
+from hyprstream.lora.kinds.sparse import Sparse
+from hyprstream.lora.kinds.tiny import Tiny
+from hyprstream.lora.mask import seeded
+from hyprstream.lora.spec import Structure
 from hyprstream.lora.weights import LoraWeights
 from hyprstream.models.attention import PackedAttention
 from hyprstream.models.decoder import Decoder
@@ -41,6 +47,43 @@ def random_adapter(linears: Linears, ranks: Sequence[int], seed: int) -> LoraWei
     )
 
 
+def random_sparse(
+    shape: tuple[int, int], sparsity: float, seed: int, structure: Structure = "unstructured"
+) -> Sparse:
+    mask = seeded(shape, sparsity, structure=structure, seed=seed, name="random")
+    generator = torch.Generator().manual_seed(seed)
+    return Sparse(torch.randn(mask.num_active, generator=generator) * 0.2, mask)
+
+
+@cache
+def random_basis(shape: tuple[int, int], rank: int) -> Basis:
+    """The basis of the same W for each shape and rank."""
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(11))
+    return singular_basis(weight, rank)
+
+
+def random_tiny(shape: tuple[int, int], rank: int, seed: int) -> Tiny:
+    rank = min(rank, *shape)
+    generator = torch.Generator().manual_seed(seed)
+    return Tiny(torch.randn(rank, rank, generator=generator), random_basis(shape, rank))
+
+
+def random_kinds(linears: Linears, kinds: Sequence[str], ranks: Sequence[int], seed: int):
+    """An adapter of the given layers, whose kinds and ranks take turns."""
+    modules: dict[str, Delta] = {}
+    generator = torch.Generator().manual_seed(seed)
+    for i, (path, shape) in enumerate(linears.items()):
+        kind, rank = kinds[i % len(kinds)], ranks[i % len(ranks)]
+        if kind == "sparse":
+            # Both layouts: sparse rows, and the whole matrix.
+            modules[path] = random_sparse(shape, 0.9 if rank % 2 else 0.6, seed + i)
+        elif kind == "tiny":
+            modules[path] = random_tiny(shape, rank, seed + i)
+        else:
+            modules[path] = random_low_rank(shape, rank, generator)
+    return LoraWeights(modules)
+
+
 def make_bank(linears: Linears, *, num_slots: int = 3, max_rank: int = 8) -> LoraBank:
     return LoraBank(
         linears, num_slots=num_slots, max_rank=max_rank, dtype=torch.float32, device=CPU
@@ -48,9 +91,16 @@ def make_bank(linears: Linears, *, num_slots: int = 3, max_rank: int = 8) -> Lor
 
 
 def dense(delta: Delta) -> Tensor:
-    """What a low-rank delta adds to the layer's W, as (O, I)."""
-    assert isinstance(delta, LowRank)
-    return (delta.a.double() @ delta.b.double()).T
+    """What a delta adds to the layer's W, as (O, I) in float64."""
+    if isinstance(delta, LowRank):
+        return (delta.a.double() @ delta.b.double()).T
+    if isinstance(delta, Tiny):
+        basis = delta.basis
+        return (basis.down.double() @ delta.core.double() @ basis.up.double()).T
+    assert isinstance(delta, Sparse)
+    flat = torch.zeros(delta.mask.size, dtype=torch.float64)
+    flat[delta.mask.indices] = delta.values.double()
+    return flat.view(delta.shape)
 
 
 def save_merged(base: Path, weights: LoraWeights, folder: Path) -> None:

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from hyprstream.errors import IncompatibleAdapterError
-from hyprstream.lora.delta import BankLimits, Delta
+from hyprstream.lora.delta import BankLimits, Delta, TrainableDelta
+from hyprstream.lora.packing import packed
 from hyprstream.models.forward import LoraView
+from hyprstream.vdb.tensors import SparseTensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,6 +37,15 @@ class DenseDelta:
 
     def tensors(self) -> Mapping[str, Tensor]:
         return {"change": self.change}
+
+    def pack(self) -> Mapping[str, SparseTensor]:
+        return {"change": packed(self.change, None)}
+
+    def dense(self) -> Tensor:
+        return self.change.float()
+
+    def trainable(self, scale: float, device: torch.device) -> TrainableDelta:
+        raise NotImplementedError(scale, device)
 
     @classmethod
     def combine(cls, parts: Sequence[tuple[Self, float]]) -> Self:

@@ -1,15 +1,19 @@
 """Whatever was written where and when, a slot adds what was written to it last."""
 
 import torch
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from hyprstream.lora.weights import LoraWeights
-from tests.lora.adapters import dense, make_bank, random_adapter
+from tests.lora.adapters import dense, make_bank, random_kinds
 
 LINEARS = {"q": (5, 4), "k": (3, 4), "v": (3, 6)}
 NUM_SLOTS, MAX_RANK = 4, 5
-BOUND = NUM_SLOTS * MAX_RANK * 4 * sum(i + o for o, i in LINEARS.values())
+KINDS = ["low_rank", "sparse", "tiny"]
+# What all slots would take at the highest rank, once for each kind, and tiny adapters' cores.
+OF_A_KIND = NUM_SLOTS * MAX_RANK * 4 * sum(i + o for o, i in LINEARS.values())
+BOUND = len(KINDS) * OF_A_KIND + NUM_SLOTS * MAX_RANK**2 * 4 * len(LINEARS)
 X = {
     path: torch.randn(16, width, generator=torch.Generator().manual_seed(7))
     for path, (_, width) in LINEARS.items()
@@ -27,12 +31,13 @@ class BankMachine(RuleBasedStateMachine):
     @rule(
         slot=SLOTS,
         paths=st.sets(st.sampled_from(sorted(LINEARS)), min_size=1),
+        kinds=st.lists(st.sampled_from(KINDS), min_size=1, max_size=3),
         ranks=st.lists(st.integers(1, MAX_RANK), min_size=1, max_size=3),
         seed=st.integers(0, 1000),
     )
-    def write(self, slot, paths, ranks, seed):
+    def write(self, slot, paths, kinds, ranks, seed):
         chosen = {path: LINEARS[path] for path in sorted(paths)}
-        self.held[slot] = random_adapter(chosen, ranks, seed)
+        self.held[slot] = random_kinds(chosen, kinds, ranks, seed)
         self.bank.write(slot, self.held[slot])
 
     @rule(slot=SLOTS)
@@ -56,6 +61,9 @@ class BankMachine(RuleBasedStateMachine):
                 if slot in self.held and path in self.held[slot].modules:
                     change = dense(self.held[slot].modules[path])
                     theirs[row] = change @ x[row].double()
+                elif ours is not None and slot not in self.held:
+                    minus_zero = torch.full_like(ours[row], -0.0)
+                    assert torch.equal(ours[row].view(torch.int32), minus_zero.view(torch.int32))
                 elif ours is not None:
                     assert ours[row].abs().sum() == 0, "what a slot lacks adds exactly nothing"
             if ours is None:
@@ -69,3 +77,4 @@ class BankMachine(RuleBasedStateMachine):
 
 
 TestBank = BankMachine.TestCase
+TestBank.settings = settings(max_examples=50, deadline=None)

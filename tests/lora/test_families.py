@@ -9,6 +9,7 @@ from tests.lora.adapters import (
     of_tokens,
     packed_logits,
     random_adapter,
+    random_kinds,
     save_merged,
 )
 from tests.models.reference import assert_logits_equal, load_decoder, make_model, variants
@@ -26,21 +27,27 @@ def test_each_row_of_a_mixed_batch_equals_its_merged_model(family, tmp_path):
         1: random_adapter(model.linears, [4], seed=1),
         2: random_adapter(every_other, [1, 3], seed=2),
         3: random_adapter(model.linears, [8, 2], seed=3),
+        4: random_kinds(model.linears, ["sparse"], [1, 2, 3], seed=4),
+        5: random_kinds(model.linears, ["tiny"], [8, 3], seed=5),
+        6: random_kinds(every_other, ["tiny", "low_rank", "sparse"], [4], seed=6),
     }
-    bank = make_bank(model.linears)
+    bank = make_bank(model.linears, num_slots=6, max_rank=24)
     for slot, weights in adapters.items():
         bank.write(slot, weights)
-    sequences = [torch.arange(first, first + n) for first, n in ((3, 9), (20, 1), (5, 4), (9, 7))]
-    slots = [2, 1, 0, 3]
+    lengths = ((3, 9), (20, 1), (5, 4), (9, 7), (4, 3), (7, 8), (2, 2), (6, 1))
+    sequences = [torch.arange(first, first + n) for first, n in lengths]
+    slots = [2, 1, 0, 3, 5, 4, 6, 5]
 
     scores = packed_logits(model, sequences, bank.view(of_tokens(slots, sequences)))
 
+    merged = {}
+    for slot, weights in adapters.items():
+        save_merged(base, weights, tmp_path / f"merged{slot}")
+        merged[slot] = load_decoder(tmp_path / f"merged{slot}")
     for slot, ids, ours in zip(slots, sequences, scores, strict=True):
         if slot == 0:
             continue
-        folder = tmp_path / f"merged{slot}"
-        save_merged(base, adapters[slot], folder)
-        expected = packed_logits(load_decoder(folder), [ids], None)[0]
+        expected = packed_logits(merged[slot], [ids], None)[0]
         assert not torch.allclose(expected, packed_logits(model, [ids], None)[0], atol=1e-2)
         assert_logits_equal(ours, expected)
     without = packed_logits(model, sequences, None)[2]

@@ -10,6 +10,7 @@ import typer
 from hyprstream import errors, lookup
 from hyprstream.cli import main as command_line
 from hyprstream.engine.request import SamplingParams
+from hyprstream.lora.spec import LoraSpec
 from hyprstream.models import arch
 from hyprstream.models.checkpoint import BLOCK_TYPES
 from hyprstream.runtime.settings import ModelSettings, Settings
@@ -65,6 +66,14 @@ def test_every_sampling_parameter_is_documented():
     page = _page("reference/sampling.md")
     for field in fields(SamplingParams):
         assert f"| `{field.name}` |" in page
+
+
+def test_every_field_and_kind_of_an_adapter_is_documented():
+    page = _page("reference/adapters.md")
+    for name in [field.name for field in fields(LoraSpec)]:
+        assert re.search(rf"^\| .*`{name}`.* \|", page, flags=re.MULTILINE), name
+    for kind in lookup.names("hyprstream.lora.kinds"):
+        assert f"| `{kind}` |" in page
 
 
 def test_every_architecture_registry_and_quantised_format_is_documented():

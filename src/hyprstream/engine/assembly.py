@@ -3,52 +3,55 @@
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from hyprstream.engine.config import EngineConfig
 from hyprstream.engine.core import EngineCore
+from hyprstream.engine.encoder_runner import EncoderRunner
 from hyprstream.engine.paged_cache import block_bytes
 from hyprstream.engine.request import Grammar
 from hyprstream.engine.runner import ModelRunner
 from hyprstream.engine.sampler import TokenConstraint
 from hyprstream.engine.scheduler import Scheduler
 from hyprstream.engine.versions import HostVersions
-from hyprstream.errors import InvalidSettingsError
+from hyprstream.errors import InvalidSettingsError, UnsupportedError
 from hyprstream.lora.bank import LoraBank
 from hyprstream.lora.weights import LoraWeights
 from hyprstream.models.decoder import Decoder
+from hyprstream.models.encoder import Encoder
 from hyprstream.refs import VersionId
 
 log = logging.getLogger(__name__)
 
 _USUAL_KV_BYTES = 1 << 30
-_USUAL_ADAPTER_BYTES = 1 << 30
 
 
 def build_core(
-    model: Decoder,
+    model: Decoder | Encoder,
     config: EngineConfig,
     *,
     eos_ids: frozenset[int] = frozenset(),
     constraint_of: Callable[[Grammar], TokenConstraint] | None = None,
     fetch: Callable[[VersionId], LoraWeights] | None = None,
-    adapter_memory_bytes: int = _USUAL_ADAPTER_BYTES,
     clock: Callable[[], float] = time.monotonic,
 ) -> EngineCore:
     """Allocate memory as the configuration says, and join the parts around it.
 
     Args:
-        model: The base model.
+        model: The base model; an encoder embeds, without adapters, and reads no text that is
+            longer than `max_batch_tokens`.
         config: Sizes and limits.
         eos_ids: The model's own end tokens.
         constraint_of: Compiles grammars: `GrammarCompiler.compile`; None where answers cannot
             follow one.
         fetch: Reads an installed adapter version from disk, if there is a disk tier.
-        adapter_memory_bytes: Most host memory that installed adapters take.
         clock: What deadlines of requests refer to.
 
     Raises:
         InvalidSettingsError: The KV memory does not hold a single block.
     """
+    if isinstance(model, Encoder):
+        return _encoder_core(model, config, clock)
     num_blocks = count_blocks(model, config)
     bank = LoraBank(
         model.linears,
@@ -57,7 +60,7 @@ def build_core(
         dtype=model.dtype,
         device=model.device,
     )
-    versions = HostVersions(adapter_memory_bytes, fetch=fetch, check=bank.check)
+    versions = HostVersions(config.adapter_memory_bytes, fetch=fetch, check=bank.check)
     runner = ModelRunner(
         model,
         bank,
@@ -72,6 +75,27 @@ def build_core(
     )
     log.info("KV memory: %d blocks, %d bytes", num_blocks, runner.cache_bytes)
     return EngineCore(scheduler, runner, versions, check=runner.check)
+
+
+def _encoder_core(model: Encoder, config: EngineConfig, clock: Callable[[], float]) -> EngineCore:
+    # Nothing is kept in blocks; they are as many as the texts of one step are counted with.
+    num_blocks = config.max_batch_tokens // config.block_tokens + config.max_sequences
+    scheduler = Scheduler(
+        replace(config, num_slots=0, prefix_caching=False),
+        num_blocks=2 * num_blocks,  # each running text wants a spare one
+        context_length=min(model.config.context_length, config.max_batch_tokens),
+        clock=clock,
+        cuts_prompts=False,
+    )
+    runner = EncoderRunner(model)
+    versions = HostVersions(config.adapter_memory_bytes, check=_refuse_adapter)
+    return EngineCore(scheduler, runner, versions, check=runner.check)
+
+
+def _refuse_adapter(_weights: LoraWeights) -> None:
+    raise UnsupportedError(
+        "encoders take no adapters", hint="Install adapters on a model that generates."
+    )
 
 
 def count_blocks(model: Decoder, config: EngineConfig) -> int:

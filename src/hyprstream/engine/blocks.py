@@ -140,7 +140,8 @@ class BlockPool:
         return blocks
 
     def _take(self, num_blocks: int) -> tuple[int, ...]:
-        taken = tuple(self._free.popitem(last=False)[0] for _ in range(num_blocks))
+        # Released blocks come last one first. In order they are one stretch, read without a copy.
+        taken = tuple(sorted(self._free.popitem(last=False)[0] for _ in range(num_blocks)))
         for block in taken:
             self._holders[block] = 1
             key = self._keys[block]

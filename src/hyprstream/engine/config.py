@@ -25,6 +25,8 @@ class EngineConfig:
     """Adapter versions that one step can use; 0 serves the base model alone."""
     max_rank: int = 64
     """Highest rank of an adapter that a slot holds."""
+    adapter_memory_bytes: int = 1 << 30
+    """Most host memory that installed adapters take."""
     prefix_caching: bool = True
     """Keep full blocks after their sequence is over, for prompts that begin the same."""
     max_drafts: int = 4
@@ -61,6 +63,7 @@ _LOWEST = {
     "block_tokens": 1,
     "num_slots": 0,
     "max_rank": 1,
+    "adapter_memory_bytes": 1,
     "max_drafts": 0,
 }
 

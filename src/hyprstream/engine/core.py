@@ -4,6 +4,7 @@ Scripts that need no event loop use a core directly, through `run_all`.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from hyprstream.engine.plan import Runner, SequenceEvent
 from hyprstream.engine.request import Request
@@ -12,6 +13,34 @@ from hyprstream.engine.versions import HostVersions
 from hyprstream.errors import QueueFullError
 from hyprstream.lora.weights import LoraWeights
 from hyprstream.refs import RequestId, VersionId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """What was made ready for a request.
+
+    Attributes:
+        kept: What the check has built, alive for as long as this is.
+        weights: Those of its adapter version, if they were not on the host.
+    """
+
+    kept: object = None
+    weights: LoraWeights | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preparation:
+    """Work that a request needs before it can be added without delay.
+
+    Attributes:
+        keys: Names what it makes.
+        run: Does it, on any thread.
+
+    `run` raises what `EngineCore.add` would.
+    """
+
+    keys: frozenset[object]
+    run: Callable[[], Prepared]
 
 
 class EngineCore:
@@ -30,7 +59,7 @@ class EngineCore:
         runner: Runner,
         versions: HostVersions,
         *,
-        check: Callable[[Request], None] | None = None,
+        check: Callable[[Request], object] = lambda _request: None,
     ) -> None:
         """Join the parts.
 
@@ -39,13 +68,15 @@ class EngineCore:
             runner: Computes it.
             versions: The installed adapter versions; the runner reads the same.
             check: Raises for a request that the runner could not start; a request that fails
-                in the middle of a step would take the engine with it.
+                in the middle of a step would take the engine with it. May be called on any
+                thread. What it returns stays alive until the request is over.
         """
         self._scheduler = scheduler
         self._runner = runner
         self._versions = versions
         self._check = check
         self._open: dict[RequestId, Request] = {}
+        self._kept: dict[RequestId, object] = {}
         self._num_running: dict[RequestId, int] = {}
 
     @property
@@ -61,8 +92,29 @@ class EngineCore:
     def __contains__(self, request_id: RequestId) -> bool:
         return request_id in self._open
 
-    def add(self, request: Request) -> None:
+    def preparation(self, request: Request) -> Preparation | None:
+        """Return the slow part of adding a request; None if there is none.
+
+        Building a grammar is slow, and so is reading an adapter that is not on the host.
+        """
+        grammar, version, check = request.params.grammar, request.adapter, self._check
+        read = None if version is None else self._versions.reader(version)
+        if grammar is None and read is None:
+            return None
+
+        def run() -> Prepared:
+            kept = check(request)
+            return Prepared(kept=kept, weights=None if read is None else read())
+
+        keys = {grammar, None if read is None else version} - {None}
+        return Preparation(keys=frozenset(keys), run=run)
+
+    def add(self, request: Request, prepared: Prepared | None = None) -> None:
         """Take a request in; its first event comes with a later step.
+
+        Args:
+            request: The request.
+            prepared: What its `preparation` made; what is missing is made here.
 
         Raises:
             VersionNotFoundError: Its adapter version is not installed.
@@ -72,15 +124,16 @@ class EngineCore:
             QueueFullError: As many requests wait as may.
         """
         assert request.id not in self._open, f"{request.id} is not over"
-        if self._check is not None:
-            self._check(request)
-        self._versions.pin(request.adapter)
+        if prepared is None:
+            prepared = Prepared(kept=self._check(request))
+        self._versions.pin(request.adapter, prepared.weights)
         try:
             self._scheduler.add(request)
         except BaseException:
             self._versions.unpin(request.adapter)
             raise
         self._open[request.id] = request
+        self._kept[request.id] = prepared.kept
         self._num_running[request.id] = 1 if request.embeds else request.num_answers
 
     def abort(self, request_id: RequestId) -> None:
@@ -103,9 +156,17 @@ class EngineCore:
         """Let requests use a version: see `HostVersions.install`."""
         self._versions.install(version, weights)
 
-    def compose(self, parts: Sequence[tuple[VersionId, float]]) -> VersionId:
+    def sum_reader(
+        self, parts: Sequence[tuple[VersionId, float]]
+    ) -> Callable[[], LoraWeights] | None:
+        """Return the slow part of `compose`: see `HostVersions.sum_reader`."""
+        return self._versions.sum_reader(parts)
+
+    def compose(
+        self, parts: Sequence[tuple[VersionId, float]], weights: LoraWeights | None = None
+    ) -> VersionId:
         """Install a weighted sum of versions: see `HostVersions.compose`."""
-        return self._versions.compose(parts)
+        return self._versions.compose(parts, weights)
 
     def retire(self, version: VersionId) -> None:
         """Refuse a version to new requests: see `HostVersions.retire`."""
@@ -116,7 +177,7 @@ class EngineCore:
         self._scheduler.check_integrity()
         used = {request.adapter for request in self._open.values()} - {None}
         assert self._versions.num_pinned == len(used), "a pin without a request, or the reverse"
-        assert self._open.keys() == self._num_running.keys()
+        assert self._open.keys() == self._num_running.keys() == self._kept.keys()
 
     def _account(self, events: list[SequenceEvent]) -> list[SequenceEvent]:
         for event in events:
@@ -128,7 +189,7 @@ class EngineCore:
         return events
 
     def _close(self, request_id: RequestId) -> None:
-        del self._num_running[request_id]
+        del self._num_running[request_id], self._kept[request_id]
         self._versions.unpin(self._open.pop(request_id).adapter)
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from hyprstream.engine.answer import checked_vector
 from hyprstream.engine.plan import Plan, Sampled, SequenceId
-from hyprstream.errors import NonFiniteEmbeddingError
+from hyprstream.engine.request import Request, check_tokens
+from hyprstream.errors import NonFiniteEmbeddingError, UnsupportedError
 from hyprstream.models.attention import PackedAttention
 from hyprstream.models.encoder import Encoder
 from hyprstream.models.forward import ForwardBatch
@@ -20,11 +21,30 @@ from hyprstream.models.pooling import pool
 class EncoderRunner:
     """The `Runner` of an encoder. Each row of a plan is a whole text, without an adapter.
 
-    Pools as the model was made for; `mean` where it does not say. Keeps nothing between steps.
+    Pools as the request says, or else as the model was made for; `mean` where neither does.
+    Keeps nothing between steps.
     """
 
     def __init__(self, model: Encoder) -> None:
         self._model = model
+
+    def check(self, request: Request) -> None:
+        """Refuse a request that could not be started. May run on any thread.
+
+        Raises:
+            InvalidRequestError: The text has a token that the model does not have.
+            UnsupportedError: It asks for an answer, or names an adapter.
+        """
+        check_tokens(request, self._model.config.vocab_size)
+        if not request.embeds:
+            raise UnsupportedError(
+                "this model embeds texts and writes none", hint="Load a model that generates."
+            )
+        if request.adapter is not None:
+            raise UnsupportedError(
+                f"the request names adapter {request.adapter!r}, encoders take none",
+                hint="Leave the adapter out, or embed with a model that generates.",
+            )
 
     @torch.inference_mode()
     def run(self, plan: Plan) -> dict[SequenceId, Sampled]:
@@ -41,20 +61,18 @@ class EncoderRunner:
             positions=torch.tensor(positions, device=device),
             attention=PackedAttention(config.attention, lengths, causal=False),
         )
-        vectors = pool(
-            self._model.forward(batch),
-            lengths,
-            config.pooling or "mean",
-            normalize=config.normalize,
-        )
-        return {
-            row.sequence_id: _sampled(vector)
-            for row, vector in zip(plan.rows, vectors, strict=True)
-        }
+        asked = {start.sequence_id: start.request.pooling for start in plan.starts}
+        sampled = {}
+        texts = self._model.forward(batch).split(lengths)
+        for row, hidden in zip(plan.rows, texts, strict=True):
+            pooling = asked.get(row.sequence_id) or config.pooling or "mean"
+            vectors = pool(hidden, [len(hidden)], pooling, normalize=config.normalize)
+            sampled[row.sequence_id] = _sampled(vectors)
+        return sampled
 
 
-def _sampled(vector: Float[Tensor, " C"]) -> Sampled:
+def _sampled(vectors: Float[Tensor, "1 C"]) -> Sampled:
     try:
-        return Sampled(embedding=checked_vector(vector))
+        return Sampled(embedding=checked_vector(vectors[0]))
     except NonFiniteEmbeddingError as error:
         return Sampled(error=error)

@@ -3,7 +3,8 @@
 Callers put commands in the inbox and read token streams; the engine thread takes commands
 between steps, steps, and hands the events of each step to the event loop in one piece. The
 two sides share nothing else: the core is touched on the engine thread alone, streams on the
-event loop alone.
+event loop alone. What would hold up the engine thread runs on two threads more: grammars
+are built there, adapters read and added up.
 """
 
 import asyncio
@@ -14,14 +15,16 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeVar
 
 from hyprstream.engine.background import BackgroundWork, TimeShare
 from hyprstream.engine.config import EngineConfig
-from hyprstream.engine.core import EngineCore
+from hyprstream.engine.core import EngineCore, Prepared
 from hyprstream.engine.plan import SequenceEvent, SequenceId
+from hyprstream.engine.preparing import Preparations
 from hyprstream.engine.request import Request
 from hyprstream.engine.stream import TokenStream
 from hyprstream.errors import (
@@ -35,6 +38,7 @@ from hyprstream.refs import RequestId, VersionId
 
 log = logging.getLogger(__name__)
 
+_NUM_IO_THREADS = 2
 _IDLE_POLL_S = 0.02  # how soon an idle engine notices that background work became ready
 
 Result = TypeVar("Result")
@@ -106,7 +110,16 @@ class Engine:
             "the engine has not been started", hint="Start it before it is used."
         )
         self._has_ended = asyncio.Event()
+        self._io = ThreadPoolExecutor(_NUM_IO_THREADS, thread_name_prefix="hyprstream-io")
         # Touched on the engine thread only.
+        self._preparations = Preparations(
+            core,
+            self._io,
+            max_running=_NUM_IO_THREADS,
+            admit=self._admit,
+            refuse=self._refuse,
+            post=self._inbox.put,
+        )
         self._background: BackgroundWork | None = None
         self._runs = True
         self._drains = False
@@ -181,7 +194,7 @@ class Engine:
         stream = TokenStream(request.id, self.abort)
         self._places[request.id] = _Place(weakref.ref(stream))
         self._num_waiting += 1
-        self._inbox.put(functools.partial(self._add, request))
+        self._inbox.put(functools.partial(self._preparations.add, request))
         return stream
 
     def abort(self, request_id: RequestId) -> None:
@@ -209,7 +222,11 @@ class Engine:
             VersionNotFoundError: A part is not installed.
             AdapterMemoryFullError: There is no room for the sum.
         """
-        return await self._call(lambda: self._core.compose(parts))
+        read = await self._call(lambda: self._core.sum_reader(parts))
+        weights = None
+        if read is not None:
+            weights = await asyncio.get_running_loop().run_in_executor(self._io, read)
+        return await self._call(lambda: self._core.compose(parts, weights))
 
     async def retire(self, version: VersionId) -> None:
         """Refuse a version to new requests; those that use it finish with it.
@@ -304,7 +321,7 @@ class Engine:
                 self._obey()
                 if self._core.has_work:
                     self._step()
-                elif self._drains:
+                elif self._drains and not self._preparations:
                     self._runs = False
                 if self._runs and not self._drains:
                     self._run_background()
@@ -314,12 +331,13 @@ class Engine:
             log.exception("the engine has failed")
             failure = error
         finally:
+            self._io.shutdown(wait=False, cancel_futures=True)
             self._post(functools.partial(self._end, failure))
 
     def _obey(self) -> None:
         """Carry out all commands that are there; wait for one if there is nothing to do."""
         try:
-            if not (self._core.has_work or self._drains):
+            if not self._core.has_work and (self._preparations or not self._drains):
                 self._wait_for_command()
             while True:
                 self._inbox.get_nowait()()
@@ -328,7 +346,7 @@ class Engine:
 
     def _wait_for_command(self) -> None:
         background = self._background
-        if background is None:
+        if background is None or self._drains:
             self._inbox.get()()
         elif not background.ready():
             self._inbox.get(timeout=_IDLE_POLL_S)()
@@ -356,15 +374,21 @@ class Engine:
             if is_busy:
                 self._share.add_slice(self._clock() - began)
 
-    def _add(self, request: Request) -> None:
+    def _admit(self, request: Request, prepared: Prepared | None) -> None:
         try:
-            self._core.add(request)
+            self._core.add(request, prepared)
         except HyprstreamError as error:
-            event = SequenceEvent(sequence_id=SequenceId(request.id), error=error, is_last=True)
-            self._tell(_Batch([event], [request.id]))
+            self._refuse(request, error)
+
+    def _refuse(self, request: Request, error: HyprstreamError) -> None:
+        event = SequenceEvent(sequence_id=SequenceId(request.id), error=error, is_last=True)
+        self._tell(_Batch([event], [request.id]))
 
     def _abort(self, request_id: RequestId) -> None:
-        if request_id in self._core:
+        if request_id in self._preparations:
+            self._preparations.drop(request_id)
+            self._tell(_Batch(over=[request_id]))
+        elif request_id in self._core:
             self._core.abort(request_id)
             self._tell(_Batch(over=[request_id]))
 

@@ -15,6 +15,7 @@ of the vocabulary that the grammar admits. Here a grammar is checked, built and 
 import json
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -31,11 +32,19 @@ _ANY_OBJECT = '{"type": "object"}'
 _BLANKS = r"[\x20\x0A\x0D\x09]{1,40}"
 
 
+class _BuiltGrammar:
+    """A grammar at the start of every answer; unlike a matcher, it can be held weakly."""
+
+    def __init__(self, matcher: LLMatcher) -> None:
+        self.matcher = matcher
+
+
 class GrammarConstraint:
     """What one answer may go on with: a grammar, and how far the answer got in it."""
 
-    def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
-        self._matcher = matcher
+    def __init__(self, built: _BuiltGrammar, vocab_size: int) -> None:
+        self._built = built  # stays with the compiler while an answer follows it
+        self._matcher = built.matcher.deep_copy()
         self._vocab_size = vocab_size
 
     @property
@@ -79,7 +88,7 @@ class GrammarConstraint:
 
 
 class GrammarCompiler:
-    """Builds grammars for one vocabulary and keeps the latest.
+    """Builds grammars for one vocabulary and keeps the latest, and all that are in use.
 
     May be used from several threads without a lock: each touch of the cache is one atomic
     operation, and two threads that want the same new grammar both build it. Building takes
@@ -110,7 +119,8 @@ class GrammarCompiler:
         self._vocabulary = open_vocabulary(token_bytes, held)
         self._max_cached = max_cached
         self._compile_seconds = compile_seconds
-        self._built: OrderedDict[Grammar, LLMatcher] = OrderedDict()
+        self._latest: OrderedDict[Grammar, _BuiltGrammar] = OrderedDict()
+        self._in_use: WeakValueDictionary[Grammar, _BuiltGrammar] = WeakValueDictionary()
 
     def compile(self, grammar: Grammar) -> GrammarConstraint:
         """Return a constraint for one answer, at its start.
@@ -120,11 +130,13 @@ class GrammarCompiler:
                 takes too much time or memory, or admits nothing that the model can write.
         """
         # Taken out and put in again: the oldest entry is then the one not used for longest.
-        matcher = self._built.pop(grammar, None) or self._build(grammar)
-        self._built[grammar] = matcher
-        while len(self._built) > self._max_cached:
-            self._built.popitem(last=False)
-        return GrammarConstraint(matcher.deep_copy(), self._vocab_size)
+        built = self._latest.pop(grammar, None) or self._in_use.get(grammar)
+        if built is None:
+            built = self._in_use[grammar] = _BuiltGrammar(self._build(grammar))
+        self._latest[grammar] = built
+        while len(self._latest) > self._max_cached:
+            self._latest.popitem(last=False)
+        return GrammarConstraint(built, self._vocab_size)
 
     def _build(self, grammar: Grammar) -> LLMatcher:
         notation = json.dumps({"grammars": [{"lark_grammar": _lark(grammar) + _NO_FORCING}]})

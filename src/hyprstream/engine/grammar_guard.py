@@ -23,6 +23,8 @@ _STACK_BYTES = 512 * 1024
 _MEMORY_BYTES = 2 * 1024**3  # of addresses, most of which an allocator only reserves
 # A state takes up to 2 kB, so that one grammar can hold some 100 MB; the default is 5 times that.
 _MAX_LEXER_STATES = 50_000
+# What an ambiguous grammar may take for one token: 5 ms of everybody's time, measured.
+_MAX_STEP_ITEMS = 20_000
 _WALL_PER_CPU = 10  # a busy machine gives a process a tenth of a core
 
 
@@ -49,7 +51,9 @@ def open_vocabulary(token_bytes: Sequence[bytes], special_ids: Collection[int]) 
 
 def build(grammar: str, vocabulary: LLTokenizer) -> LLMatcher:
     """Build a grammar and compute what may come first; `problem` tells how it went."""
-    limits = LLParserLimits(max_lexer_states=_MAX_LEXER_STATES, verbose_errors=False)
+    limits = LLParserLimits(
+        max_lexer_states=_MAX_LEXER_STATES, step_max_items=_MAX_STEP_ITEMS, verbose_errors=False
+    )
     matcher = LLMatcher(vocabulary, grammar, log_level=0, limits=limits)
     if not matcher.is_error():
         matcher.compute_bitmask()

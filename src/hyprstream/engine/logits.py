@@ -8,9 +8,11 @@ Softmax is float32, sums of probabilities are float64.
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hyprstream.engine.request import SamplingParams, TokenLogprobs
@@ -19,7 +21,8 @@ from hyprstream.engine.request import SamplingParams, TokenLogprobs
 # log probabilities.
 _NUM_SORTED = 1024
 _NUM_HALVINGS = 12
-_PEAK_PIECE = 256
+
+_BITS_OF_INFINITY = {torch.float32: 0x7F80_0000, torch.bfloat16: 0x7F80, torch.float16: 0x7C00}
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,15 +110,27 @@ def keep_typical(scores: Float[Tensor, " V"], mass: float) -> Int[Tensor, " kept
 def peaks(scores: Float[Tensor, "N V"]) -> tuple[list[float], list[int]]:
     """Find the largest score of each row and its token; of equals the lowest id, of NaN the first.
 
-    Finding where a maximum is takes several times as long as finding it: so first find it,
-    in pieces of the row, and then its place within one piece.
+    Positive floats are in the order of their bits, and NumPy searches integers ten times as
+    fast as torch does floats. What is left to torch is rows without a positive score, and
+    those with NaN: whatever its sign, its bits are above those of infinity.
     """
-    size = math.gcd(scores.shape[1], _PEAK_PIECE)
-    pieces = scores.unflatten(1, (-1, size))
-    values, first = pieces.amax(-1).max(1)
-    rows = torch.arange(len(scores), device=scores.device)
-    within = pieces[rows, first].max(1).indices
-    return values.tolist(), (first * size + within).tolist()
+    if scores.device.type == "cpu":
+        bits = scores.view(torch.int16 if scores.itemsize == 2 else torch.int32).numpy()
+        found = [_positive_peak(row, _BITS_OF_INFINITY[scores.dtype]) for row in bits]
+        first = [place for place in found if place is not None]
+        if len(first) == len(scores):
+            return scores[range(len(first)), first].tolist(), first
+    best = scores.max(1)
+    return best.values.tolist(), best.indices.tolist()
+
+
+def _positive_peak(bits: NDArray[Any], infinity: int) -> int | None:
+    """Find the largest of floats that lie there as integers; None where that is not so simple."""
+    place = int(bits.argmax())
+    if not 0 < bits[place] <= infinity:
+        return None
+    sign = 1 << (8 * bits.itemsize - 1)
+    return place if bits.view(f"u{bits.itemsize}").max() <= sign + infinity else None
 
 
 def draw(scores: Float[Tensor, " kept"], uniform: float) -> int:

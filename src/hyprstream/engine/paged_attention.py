@@ -51,7 +51,8 @@ class PagedAttention:
             end = row.start + len(row.token_ids)
             assert end <= len(row.blocks) * size, f"{end} positions in {len(row.blocks)} blocks"
             places += [row.blocks[p // size] * size + p % size for p in range(row.start, end)]
-            begun += row.blocks[-(-row.start // size) : -(-end // size)]
+            if end % size and row.start <= end // size * size:
+                begun.append(row.blocks[end // size])  # others are full, or were begun before
         self._places = torch.tensor(places, device=cache.device)
         cache.clear(begun)
         self._shares = {
@@ -196,14 +197,15 @@ class _Together:
         num_rows: How many rows, B.
         block_tokens: Positions per block.
         gathered: Blocks of all rows, each padded to the longest with its own last block.
-        mask: Added to the scores: 0 where a query sees a position, else -inf.
+        mask: Added to the scores: 0 where a query sees a position, else -inf. One row of it
+            for all queries of a row with one token.
     """
 
     tokens: slice
     num_rows: int
     block_tokens: int
     gathered: Int[Tensor, " blocks"]
-    mask: Float[Tensor, "B 1 M L"]
+    mask: Float[Tensor, "B 1 _ L"]
 
     def attend(
         self,
@@ -254,22 +256,25 @@ def _together(
         for block in (*span.blocks, *span.blocks[-1:] * (num_blocks - len(span.blocks)))
     ]
     # Positions within each sequence. Padding counts on beyond the row's end: never seen.
-    starts = torch.tensor([span.row.start for span in spans], device=device)
-    firsts = torch.tensor([span.first // size * size for span in spans], device=device)
     num_tokens = len(spans[0].row.token_ids)
-    queries = (starts[:, None] + torch.arange(num_tokens, device=device))[:, :, None]  # B Q 1
-    keys = (firsts[:, None] + torch.arange(num_blocks * size, device=device))[:, None]  # B 1 L
-    seen = keys <= queries
+    begins = [span.row.start - span.first // size * size for span in spans]
+    queries = torch.tensor(begins, device=device)[:, None, None]  # B 1 1
+    if num_tokens > 1:
+        queries = queries + torch.arange(num_tokens, device=device)[:, None]  # B Q 1
+    keys = torch.arange(num_blocks * size, device=device)  # L
+    unseen = keys > queries
     if window is not None:
-        seen &= keys > queries - window
-    mask = torch.zeros(seen.shape, dtype=cache.dtype, device=device)
-    mask.masked_fill_(~seen, float("-inf"))
+        unseen |= keys <= queries - window
+    mask = torch.zeros(unseen.shape, dtype=cache.dtype, device=device)
+    mask.masked_fill_(unseen, float("-inf"))
+    if num_tokens > 1:
+        mask = mask.repeat_interleave(config.num_heads // config.num_kv_heads, dim=1)
     return _Together(
         tokens=tokens,
         num_rows=len(spans),
         block_tokens=size,
         gathered=torch.tensor(padded, device=device),
-        mask=mask.repeat_interleave(config.num_heads // config.num_kv_heads, dim=1)[:, None],
+        mask=mask[:, None],
     )
 
 

@@ -233,6 +233,9 @@ class TokenEvent:
 
 MAX_ANSWERS = 64
 
+Pooling = Literal["cls", "last", "mean"]
+"""How hidden states become one vector: the first token's, the last one's, or their mean."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
@@ -249,6 +252,7 @@ class Request:
         salt: Requests share cached prefixes only with requests of the same salt.
         prompt_logprobs: Report so many most likely tokens for each prompt position.
         embeds: Want one vector of the prompt instead of an answer.
+        pooling: How to embed; None is how the model was made to.
     """
 
     id: RequestId
@@ -261,6 +265,7 @@ class Request:
     salt: str = ""
     prompt_logprobs: int | None = None
     embeds: bool = False
+    pooling: Pooling | None = None
 
     def __post_init__(self) -> None:
         """Reject what no engine could serve.
@@ -281,3 +286,20 @@ class Request:
             raise InvalidRequestError(
                 f"prompt_logprobs is {top}", hint=f"It must be from 0 to {MAX_LOGPROBS}."
             )
+        if self.pooling not in {None, *get_args(Pooling)}:
+            raise InvalidRequestError(
+                f"pooling is {self.pooling!r}", hint="Choose cls, last or mean, or leave it out."
+            )
+
+
+def check_tokens(request: Request, vocab_size: int) -> None:
+    """Make sure that a model has all tokens of a prompt.
+
+    Raises:
+        InvalidRequestError: It lacks one.
+    """
+    if not all(0 <= token < vocab_size for token in request.token_ids):
+        raise InvalidRequestError(
+            f"the prompt has a token outside 0 to {vocab_size - 1}",
+            hint="Encode the prompt with this model's own tokenizer.",
+        )

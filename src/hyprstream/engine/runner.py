@@ -18,9 +18,16 @@ from hyprstream.engine.logits import peaks, token_logprobs
 from hyprstream.engine.paged_attention import PagedAttention
 from hyprstream.engine.paged_cache import PagedCache
 from hyprstream.engine.plan import Plan, Row, Sampled, SequenceId, Start
-from hyprstream.engine.request import MAX_SEED, Grammar, Request, TokenEvent, TokenLogprobs
+from hyprstream.engine.request import (
+    MAX_SEED,
+    Grammar,
+    Request,
+    TokenEvent,
+    TokenLogprobs,
+    check_tokens,
+)
 from hyprstream.engine.sampler import RowSampler, TokenConstraint
-from hyprstream.errors import HyprstreamError, InvalidRequestError, NonFiniteLogitsError
+from hyprstream.errors import HyprstreamError, NonFiniteLogitsError, UnsupportedError
 from hyprstream.models.decoder import Decoder
 from hyprstream.models.forward import ForwardBatch, LoraView
 from hyprstream.refs import VersionId
@@ -31,8 +38,8 @@ _MAX_LOGITS = 1 << 23
 Weights = TypeVar("Weights")
 WeightsIn = TypeVar("WeightsIn", contravariant=True)  # noqa: PLC0105
 
-_Scored = tuple[Row, Answer, Float[Tensor, "_ C"]]
-"""A row, its state, and its hidden states whose logits are wanted."""
+_Scored = tuple[Row, Answer, range]
+"""A row, its state, and the tokens of the step whose logits are wanted."""
 _Peak = tuple[float, int]
 """The largest logit of a row, and its token."""
 
@@ -53,8 +60,8 @@ class Bank(Protocol[WeightsIn]):
 class ModelRunner(Generic[Weights]):
     """The `Runner` of a decoder.
 
-    A request that embeds gets the pooling that the model was made for. A decoder made for
-    text gets `last`: only its last position has seen the whole of the text.
+    A request that embeds and does not say how gets the pooling that the model was made for.
+    A decoder made for text gets `last`: only its last position has seen the whole of it.
 
     A sequence that embeds or reports on its prompt has to compute all of it: the prefix of
     another one is of no use to it.
@@ -111,23 +118,28 @@ class ModelRunner(Generic[Weights]):
         """Sequences that something is kept for."""
         return len(self._sequences)
 
-    def check(self, request: Request) -> None:
+    def check(self, request: Request) -> object:
         """Refuse a request that could not be started. May run on any thread.
+
+        Returns:
+            What keeps the grammar from being built again, for as long as it is held.
 
         Raises:
             InvalidRequestError: The prompt or the parameters name a token that the model
                 does not have, the parameters leave no token to choose, or the grammar is
                 none that can be followed.
-            UnsupportedError: There is a grammar, and no compiler.
+            UnsupportedError: There is a grammar and no compiler, or a pooling that says
+                nothing of the text.
         """
-        size = self._model.config.vocab_size
-        if not all(0 <= token < size for token in request.token_ids):
-            raise InvalidRequestError(
-                f"the prompt has a token outside 0 to {size - 1}",
-                hint="Encode the prompt with this model's own tokenizer.",
-            )
+        check_tokens(request, self._model.config.vocab_size)
         if not request.embeds:
-            self._sampler(request, 0)
+            return self._sampler(request, 0)
+        if request.pooling == "cls":
+            raise UnsupportedError(
+                "the first position of a decoder has seen none of the text",
+                hint="Choose the pooling last or mean.",
+            )
+        return None
 
     @torch.inference_mode()
     def run(self, plan: Plan) -> dict[SequenceId, Sampled]:
@@ -158,7 +170,8 @@ class ModelRunner(Generic[Weights]):
         request, index = start.request, start.sequence_id.index
         if request.embeds:
             config = self._model.config
-            return Embedding(request, config.pooling or "last", normalize=config.normalize)
+            pooling = request.pooling or config.pooling or "last"
+            return Embedding(request, pooling, normalize=config.normalize)
         # All answers have the same prompt: one of them reports on it.
         num_top = request.prompt_logprobs if index == 0 else None
         return Answer(request=request, sampler=self._sampler(request, index), num_top=num_top)
@@ -179,24 +192,28 @@ class ModelRunner(Generic[Weights]):
         )
 
     def _compute(self, rows: Sequence[Row]) -> dict[SequenceId, Sampled]:
-        pieces = self._forward(rows).split([len(row.token_ids) for row in rows])
+        hidden = self._forward(rows)
         sampled: dict[SequenceId, Sampled] = {}
         sampling: list[_Scored] = []
-        for row, hidden in zip(rows, pieces, strict=True):
+        end = 0
+        for row in rows:
+            begin, end = end, end + len(row.token_ids)
             state = self._sequences[row.sequence_id]
+            result = Sampled()
             try:
                 if isinstance(state, Embedding):
-                    result = Sampled(embedding=state.add(row.start, hidden))
-                else:
-                    scores = self._score_prompt(row, state, hidden)
+                    result = Sampled(embedding=state.add(row.start, hidden[begin:end]))
+                elif state.num_top is not None:
+                    scores = self._score_prompt(row, state, hidden[begin:end])
                     result = Sampled(prompt_logprobs=scores)
-                    if row.samples:
-                        sampling.append((row, state, hidden[-1 - row.num_drafts :]))
             except HyprstreamError as error:
                 result = Sampled(error=error)
             sampled[row.sequence_id] = result
+            if row.samples and result.error is None:
+                assert isinstance(state, Answer), f"{row.sequence_id} embeds and samples"
+                sampling.append((row, state, range(end - 1 - row.num_drafts, end)))
         for group in _bounded(sampling, self._max_scored):
-            self._sample(group, sampled)
+            self._sample(hidden, group, sampled)
         return sampled
 
     def _forward(self, rows: Sequence[Row]) -> Float[Tensor, "T C"]:
@@ -218,28 +235,40 @@ class ModelRunner(Generic[Weights]):
         assert self._bank is not None, "a row uses an adapter, but there is no bank"
         return self._bank.view(slots)
 
-    def _sample(self, group: Sequence[_Scored], sampled: dict[SequenceId, Sampled]) -> None:
+    def _sample(
+        self,
+        hidden: Float[Tensor, "T C"],
+        group: Sequence[_Scored],
+        sampled: dict[SequenceId, Sampled],
+    ) -> None:
         """Choose the next tokens of rows, and add them to what came of these."""
-        states = torch.cat([hidden for _, _, hidden in group])
-        slots = [row.slot for row, _, hidden in group for _ in hidden]
-        logits = self._model.logits(states, self._view(slots))
+        scored = torch.tensor([i for _, _, tokens in group for i in tokens], device=hidden.device)
+        slots = [row.slot for row, _, tokens in group for _ in tokens]
+        logits = self._model.logits(hidden.index_select(0, scored), self._view(slots))
         takes_peaks = any(answer.sampler.takes_peak for _, answer, _ in group)
         best = _peaks(logits) if takes_peaks else []
         end = 0
-        for row, answer, hidden in group:
-            begin, end = end, end + len(hidden)
-            result = sampled[row.sequence_id]
+        for row, answer, tokens in group:
+            begin, end = end, end + len(tokens)
+            scores = sampled[row.sequence_id].prompt_logprobs
             try:
-                events = self._choose(row, answer.sampler, logits[begin:end], best[begin:end])
-                result = replace(result, events=events)
+                events = self._choose(row, answer.sampler, logits, best, begin)
+                result = Sampled(events=events, prompt_logprobs=scores)
             except HyprstreamError as error:
                 result = Sampled(error=error)
             sampled[row.sequence_id] = result
 
     def _choose(
-        self, row: Row, sampler: RowSampler, logits: Float[Tensor, "N V"], best: Sequence[_Peak]
+        self,
+        row: Row,
+        sampler: RowSampler,
+        logits: Float[Tensor, "N V"],
+        best: Sequence[_Peak],
+        begin: int,
     ) -> tuple[TokenEvent, ...]:
-        """Choose a token from each row of logits, for as long as the drafts are right.
+        """Choose a token from each of a row's logits, for as long as the drafts are right.
+
+        Those of the row begin at `begin`.
 
         Every token is chosen as it would be without drafts, so drafts cannot show in the
         answer, whether it is greedy or not.
@@ -248,12 +277,12 @@ class ModelRunner(Generic[Weights]):
         drafts = row.token_ids[num_known:]
         room = self._model.config.context_length - (row.start + num_known) - 1
         events = []
-        for i in range(len(logits)):
+        for i in range(1 + row.num_drafts):
             # Past min_tokens a sampler begins to take peaks, where none were looked up.
             if best and sampler.takes_peak:
-                event = sampler.take_peak(_finite(best[i]), room=room - i)
+                event = sampler.take_peak(_finite(best[begin + i]), room=room - i)
             else:
-                event = sampler.next(logits[i], room=room - i)
+                event = sampler.next(logits[begin + i], room=room - i)
             events.append(event)
             if event.finish is not None or drafts[i : i + 1] != (event.token_id,):
                 break

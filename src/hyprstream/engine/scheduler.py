@@ -9,6 +9,9 @@ blocks for all its tokens, and a slot; one that cannot start waits while others 
 up to a limit. When a running sequence needs one more block than there are, the last in rank
 is preempted: it loses its blocks and computes its tokens again later.
 
+A model that reads texts as a whole, an encoder, gets each in one step: what does not fit
+any more waits for the next.
+
 Plain Python, no tensors. Runs on the engine thread.
 """
 
@@ -63,6 +66,7 @@ class Scheduler:
         num_blocks: int,
         context_length: int,
         clock: Callable[[], float],
+        cuts_prompts: bool = True,
     ) -> None:
         """Start empty.
 
@@ -71,10 +75,15 @@ class Scheduler:
             num_blocks: Blocks of KV memory.
             context_length: Positions that the model knows.
             clock: What deadlines refer to.
+            cuts_prompts: Compute a prompt in several steps where one has no room for it.
+                Otherwise `context_length` must not be above `max_batch_tokens`.
         """
+        assert cuts_prompts or context_length <= config.max_batch_tokens, "a text fits no step"
         self.counts = Counts()
         self._config = config
         self._clock = clock
+        self._cuts_prompts = cuts_prompts
+        self._left = 0  # tokens that the step being planned has room for
         self._memory = SequenceMemory(config, num_blocks=num_blocks, context_length=context_length)
         self._sequences: dict[RequestId, list[SequenceState]] = {}  # those that are not over
         self._waiting = WaitingLine(config.max_overtakes)
@@ -172,8 +181,8 @@ class Scheduler:
         rows = self._next_tokens()
         starts: list[Start] = []
         loads: list[SlotLoad] = []
-        left = self._config.max_batch_tokens - sum(len(row.token_ids) for row in rows)
-        for state, num_tokens in self._share(left, starts, loads).items():
+        self._left = self._config.max_batch_tokens - sum(len(row.token_ids) for row in rows)
+        for state, num_tokens in self._share(starts, loads).items():
             rows.append(self._row(state, num_tokens))
         return Plan(
             rows=tuple(rows), loads=tuple(loads), starts=tuple(starts), ended=tuple(self._ended)
@@ -258,9 +267,7 @@ class Scheduler:
             return drafts[: self._memory.capacity(state) - num_known]
         return drafts
 
-    def _share(
-        self, left: int, starts: list[Start], loads: list[SlotLoad]
-    ) -> dict[SequenceState, int]:
+    def _share(self, starts: list[Start], loads: list[SlotLoad]) -> dict[SequenceState, int]:
         """Share tokens among the sequences with more than one pending, running and new.
 
         Each in turn takes up to half of what is left: a long prompt neither holds back the
@@ -269,14 +276,15 @@ class Scheduler:
         shares: dict[SequenceState, int] = {}
         begun = [state for state in self._running if state.num_pending > 1]
         for state in chain(begun, self._newcomers(starts, loads)):
-            shares[state] = min(state.num_pending, (left + 1) // 2)
-            left -= shares[state]
-            if left == 0:
+            most = (self._left + 1) // 2 if self._cuts_prompts else self._left
+            shares[state] = min(state.num_pending, most)
+            self._left -= shares[state]
+            if self._left == 0:
                 break
         for state, num_tokens in shares.items():
-            more = min(state.num_pending - num_tokens, left)
+            more = min(state.num_pending - num_tokens, self._left)
             shares[state] += more
-            left -= more
+            self._left -= more
         return shares
 
     def _newcomers(self, starts: list[Start], loads: list[SlotLoad]) -> Iterator[SequenceState]:
@@ -285,6 +293,10 @@ class Scheduler:
             return
         for state in self._waiting.in_order():
             if not state.is_ready:
+                continue
+            if not self._cuts_prompts and state.num_pending > self._left:
+                if state.is_urgent:
+                    break
                 continue
             # Each running sequence should have a block to grow into, or it would soon preempt.
             lease = self._memory.take(state, num_spare=len(self._running))

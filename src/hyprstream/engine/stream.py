@@ -25,7 +25,7 @@ class TokenStream:
         self._events: deque[SequenceEvent] = deque()
         self._failure: HyprstreamError | None = None
         self._is_over = False
-        self._changed = asyncio.Event()
+        self._reader: asyncio.Future[None] | None = None  # waits; at a time there is one
 
     def close(self) -> None:
         """Abort the request if it still runs, and drop what was not read."""
@@ -33,7 +33,7 @@ class TokenStream:
         self._failure = None
         if not self._is_over:
             self._is_over = True
-            self._changed.set()
+            self._wake()
             self._abort(self._request_id)
 
     def __aiter__(self) -> Self:
@@ -46,9 +46,10 @@ class TokenStream:
             HyprstreamError: What the request failed with.
         """
         while not self._events and not self._is_over:
-            self._changed.clear()
+            assert self._reader is None or self._reader.done(), "two tasks read one stream"
+            self._reader = asyncio.get_running_loop().create_future()
             try:
-                await self._changed.wait()
+                await self._reader
             except asyncio.CancelledError:
                 self.close()
                 raise
@@ -80,11 +81,16 @@ class TokenStream:
         """Take one event; called by the engine, on the event loop."""
         if not self._is_over:
             self._events.append(event)
-            self._changed.set()
+            self._wake()
 
     def end(self, failure: HyprstreamError | None = None) -> None:
         """Take note that nothing follows; called by the engine, on the event loop."""
         if not self._is_over:
             self._is_over = True
             self._failure = failure
-            self._changed.set()
+            self._wake()
+
+    def _wake(self) -> None:
+        # A bare future, since an asyncio.Event for every token costs twice as much.
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)

@@ -86,13 +86,39 @@ class HostVersions:
             self._hold(version, weights)
         self._installed.add(version)
 
-    def compose(self, parts: Sequence[tuple[VersionId, float]]) -> VersionId:
+    def reader(self, version: VersionId) -> Callable[[], LoraWeights] | None:
+        """Return what reads an installed version, on any thread; None if it need not be read.
+
+        `pin` takes what it returns, and would otherwise read itself.
+        """
+        if version in self._weights or version not in self._installed:
+            return None
+        return self._reader(version)
+
+    def sum_reader(
+        self, parts: Sequence[tuple[VersionId, float]]
+    ) -> Callable[[], LoraWeights] | None:
+        """Return what adds up a weighted sum, on any thread; None if it is there.
+
+        `compose` takes what it returns, and would otherwise add up itself.
+
+        Raises:
+            InvalidRequestError: As `compose`.
+            VersionNotFoundError: As `compose`.
+        """
+        mixture = self._checked_mixture(parts)
+        return None if mixture_id(mixture) in self._weights else self._sum_reader(mixture)
+
+    def compose(
+        self, parts: Sequence[tuple[VersionId, float]], weights: LoraWeights | None = None
+    ) -> VersionId:
         """Install the weighted sum of versions as a version of its own.
 
         Its id follows from the parts, whatever their order. It is retired with any of them.
 
         Args:
             parts: Installed versions, each with the factor of what it adds.
+            weights: The sum, if a `sum_reader` has made it.
 
         Raises:
             InvalidRequestError: There is no part, a part comes twice, or a factor is not a
@@ -100,15 +126,13 @@ class HostVersions:
             VersionNotFoundError: A part is not installed.
             AdapterMemoryFullError: There is no room for the sum.
         """
-        mixture = _parse_mixture(parts)
-        for version, _ in mixture:
-            self._check_installed(version)
+        mixture = self._checked_mixture(parts)
         version = mixture_id(mixture)
         if version not in self._installed:
             self._forget_mixtures()
             self._mixtures[version] = mixture
             try:
-                self._load(version)
+                self._load(version, weights)
             except BaseException:
                 del self._mixtures[version]
                 raise
@@ -134,8 +158,12 @@ class HostVersions:
                 if any(part == gone for part, _ in mixture)
             ]
 
-    def pin(self, version: VersionId | None) -> None:
+    def pin(self, version: VersionId | None, weights: LoraWeights | None = None) -> None:
         """Make sure of a version's weights until `unpin`; None is the base model.
+
+        Args:
+            version: The version.
+            weights: What it adds, if a `reader` has read it.
 
         Raises:
             VersionNotFoundError: It is not installed.
@@ -144,7 +172,7 @@ class HostVersions:
         if version is None:
             return
         self._check_installed(version)
-        self._load(version)
+        self._load(version, weights)
         self._pins[version] = self._pins.get(version, 0) + 1
 
     def unpin(self, version: VersionId | None) -> None:
@@ -178,21 +206,31 @@ class HostVersions:
                 hint="Install it, or ask for a version that is.",
             )
 
-    def _load(self, version: VersionId) -> LoraWeights:
-        weights = self._weights.get(version)
-        if weights is None:
-            weights = self._read(version)
-            self._hold(version, weights)
-        self._weights.move_to_end(version)
-        return weights
+    def _checked_mixture(self, parts: Sequence[tuple[VersionId, float]]) -> Mixture:
+        mixture = _parse_mixture(parts)
+        for version, _ in mixture:
+            self._check_installed(version)
+        return mixture
 
-    def _read(self, version: VersionId) -> LoraWeights:
-        """Get weights that are not held."""
-        mixture = self._mixtures.get(version)
-        if mixture is not None:
-            return combine([(self._load(part), factor) for part, factor in mixture])
-        assert self._fetch is not None, "without a disk tier, installed weights are held"
-        return self._fetch(version)
+    def _load(self, version: VersionId, weights: LoraWeights | None) -> None:
+        if version not in self._weights:
+            self._hold(version, self._reader(version)() if weights is None else weights)
+        self._weights.move_to_end(version)
+
+    def _reader(self, version: VersionId) -> Callable[[], LoraWeights]:
+        """Return what reads a version, without touching anything of this object."""
+        held = self._weights.get(version)
+        if held is not None:
+            return lambda: held
+        if version in self._mixtures:
+            return self._sum_reader(self._mixtures[version])
+        fetch = self._fetch
+        assert fetch is not None, "without a disk tier, installed weights are held"
+        return lambda: fetch(version)
+
+    def _sum_reader(self, mixture: Mixture) -> Callable[[], LoraWeights]:
+        readers = [(self._reader(part), factor) for part, factor in mixture]
+        return lambda: combine([(read(), factor) for read, factor in readers])
 
     def _hold(self, version: VersionId, weights: LoraWeights) -> None:
         """Keep weights, and let others go for them."""

@@ -10,9 +10,15 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol, Self, runtime_checkable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
+from hyprstream.errors import InvalidSettingsError
+from hyprstream.lora.basis import BaseLayers
+from hyprstream.lora.leaf import Regrowth
+from hyprstream.lora.spec import LoraSpec
 from hyprstream.models.forward import LoraView
+from hyprstream.vdb.tensors import SparseTensor
 
 BASE_SLOT = 0
 """The slot of the base model, which holds nothing."""
@@ -35,6 +41,99 @@ class BankLimits:
     max_rank: int
     dtype: torch.dtype
     device: torch.device
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A linear layer that an adapter changes, as what makes and reads the adapter knows it.
+
+    Attributes:
+        path: Its path in the model.
+        base: The base model's layers; None where none is at hand.
+    """
+
+    path: str
+    base: BaseLayers | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """What a fresh adapter is made from.
+
+    Attributes:
+        spec: What it shall look like.
+        layers: Logical shape (O, I) of each layer that it shall change, by path.
+        seed: Decides everything that is random.
+        base: The base model's layers; None where none is at hand.
+        gradients: Gradient of a loss for W of each layer, (O, I), for masks chosen by it.
+    """
+
+    spec: LoraSpec
+    layers: Mapping[str, tuple[int, int]]
+    seed: int
+    base: BaseLayers | None = None
+    gradients: Mapping[str, Tensor] | None = None
+
+    def gradient(self, path: str) -> Tensor:
+        """Return the gradient of a layer's W in float32, on the host.
+
+        Raises:
+            InvalidSettingsError: It was not given.
+        """
+        if self.gradients is None or path not in self.gradients:
+            raise InvalidSettingsError(
+                f"mask is gradient, and there is no gradient for {path}",
+                hint="Hand in the gradients of the layers, or choose masks by seed.",
+            )
+        return self.gradients[path].detach().to("cpu", torch.float32)
+
+    def needed_base(self) -> BaseLayers:
+        """Return the base model's layers.
+
+        Raises:
+            InvalidSettingsError: They were not given.
+        """
+        if self.base is None:
+            raise InvalidSettingsError(
+                f"an adapter of kind {self.spec.kind} with a mask by {self.spec.mask} "
+                "is made from the base model's weights",
+                hint="Hand in the base model's layers.",
+            )
+        return self.base
+
+
+@runtime_checkable
+class TrainableDelta(Protocol):
+    """What an adapter under training adds to one linear layer."""
+
+    def parameters(self) -> Mapping[str, Tensor]:
+        """Name the leaves to optimise, float32.
+
+        A tensor with a mask is the list of its active elements, in flat order, so that no
+        optimizer can move the others; one without has its own shape.
+        """
+        ...
+
+    def product(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
+        """Return what to add for input `x`, differentiable in it and in the parameters."""
+        ...
+
+    def regrow(self, gradient: Float[Tensor, "O I"], how: Regrowth) -> Mapping[str, Tensor]:
+        """Move all masks to where the loss falls fastest (RigL, arXiv:1911.11134).
+
+        Args:
+            gradient: Of the loss for the layer's W, as `WeightGradients` records it.
+            how: How far.
+
+        Returns:
+            For each parameter with a mask, the place of each new element among the old ones,
+            or -1: what an optimizer keeps has to move likewise.
+        """
+        ...
+
+    def snapshot(self) -> "Delta":
+        """Return the value as it is now, in float32."""
+        ...
 
 
 @runtime_checkable
@@ -90,7 +189,25 @@ class Delta(Protocol):
         ...
 
     def tensors(self) -> Mapping[str, Tensor]:
-        """Name everything that it consists of."""
+        """Name everything that it consists of, as whole tensors."""
+        ...
+
+    def pack(self) -> Mapping[str, SparseTensor]:
+        """Name the same with only the active elements: what is stored, and its identity."""
+        ...
+
+    def dense(self) -> Float[Tensor, "O I"]:
+        """Return what it adds to the layer's W, in float32."""
+        ...
+
+    def trainable(self, scale: float, device: torch.device) -> TrainableDelta:
+        """Return the same under training.
+
+        Args:
+            scale: The factor that the delta holds folded in, and that training keeps outside
+                of its parameters.
+            device: Where to train.
+        """
         ...
 
     @classmethod
@@ -101,4 +218,26 @@ class Delta(Protocol):
     @classmethod
     def slots(cls, limits: BankLimits) -> DeltaSlots:
         """Return empty device memory for this kind."""
+        ...
+
+
+@runtime_checkable
+class Kind(Protocol):
+    """What makes deltas of a kind: its class, which the kind's file calls DELTA."""
+
+    def unpack(self, target: Target, tensors: Mapping[str, SparseTensor]) -> Delta:
+        """Make the delta that `pack` gave these tensors for.
+
+        Raises:
+            InvalidAdapterError: They are no such delta.
+            IncompatibleAdapterError: They belong to another base model than the target's.
+        """
+        ...
+
+    def create(self, start: Start) -> Mapping[str, Delta]:
+        """Make the deltas of a fresh adapter, by path. It adds nothing yet.
+
+        Raises:
+            InvalidSettingsError: The start lacks something that the spec needs.
+        """
         ...

@@ -79,16 +79,19 @@ def low_rank_product(
         others: Marks the ranks that a row does not use; None if all rows use all of them.
     """
     dtype = x.dtype
-    if a.dtype != dtype:
-        if x.shape[0] <= _MAX_FLOAT32_ROWS:
-            x = x.to(a.dtype)
-        else:
-            a, b = a.to(dtype), b.to(dtype)
+    x, a, b = in_one_dtype(x, a, b)
     hidden = F.linear(x, a)  # T R
     if others is not None:
         # Filled, not multiplied: what overflowed in another adapter's ranks is no number.
         hidden = hidden.masked_fill(others, 0)
     return (hidden @ b).to(dtype)
+
+
+def in_one_dtype(x: Float[Tensor, "T I"], *stored: Float[Tensor, "..."]) -> list[Tensor]:
+    """Return rows and stored tensors in the dtype in which their products are fastest."""
+    if x.shape[0] <= _MAX_FLOAT32_ROWS:
+        return [x.to(stored[0].dtype), *stored]
+    return [x, *(tensor.to(x.dtype) for tensor in stored)]
 
 
 def row_by_row(

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from types import MappingProxyType
 
-import torch
-
-from hyprstream.errors import UnsupportedError
-from hyprstream.lora.delta import Delta
+from hyprstream import lookup
+from hyprstream.errors import InvalidAdapterError, UnsupportedError
+from hyprstream.lora.basis import BaseLayers
+from hyprstream.lora.delta import Delta, Kind, Target
 from hyprstream.refs import VersionId
+from hyprstream.vdb.tensors import SparseTensor
 
 
 class LoraWeights:
@@ -34,19 +35,83 @@ class LoraWeights:
         return max((delta.rank for delta in self.modules.values()), default=0)
 
     def fingerprint(self) -> VersionId:
-        """Return the SHA-256 of the content: paths, kinds, dtypes, shapes and bits."""
+        """Return the SHA-256 of the content as `pack` gives it: names, shapes, masks and bits."""
         return self._fingerprint
 
     @cached_property
     def _fingerprint(self) -> VersionId:
         digest = hashlib.sha256()
-        for path, delta in sorted(self.modules.items()):
-            for name, tensor in sorted(delta.tensors().items()):
-                # Lengths follow from the header, so no two contents give the same bytes.
-                header = [path, delta.kind, name, str(tensor.dtype), list(tensor.shape)]
-                digest.update(json.dumps(header).encode() + b"\n")
-                digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
+        for name, tensor in sorted(pack(self).items()):
+            # Lengths follow from the header, so no two contents give the same bytes.
+            is_sparse = tensor.indices is not None
+            header = [name, tensor.dtype, list(tensor.shape), tensor.num_active, is_sparse]
+            digest.update(json.dumps(header).encode() + b"\n")
+            digest.update(tensor.values.astype(tensor.values.dtype.newbyteorder("<")).data)
+            if tensor.indices is not None:
+                digest.update(tensor.indices.astype("<i8").data)
         return VersionId(digest.hexdigest())
+
+
+def pack(weights: LoraWeights) -> dict[str, SparseTensor]:
+    """Return an adapter as sparse arrays, bit by bit, named `PATH/KIND/TENSOR`.
+
+    What the base model's weights imply is not among them (`lora/kinds/tiny.py`).
+    """
+    return {
+        f"{path}/{delta.kind}/{name}": tensor
+        for path, delta in weights.modules.items()
+        for name, tensor in delta.pack().items()
+    }
+
+
+def unpack(tensors: Mapping[str, SparseTensor], base: BaseLayers | None = None) -> LoraWeights:
+    """Return the adapter that `pack` gave these arrays for.
+
+    Args:
+        tensors: They may come from outside.
+        base: The base model's layers, for kinds that are not complete without them.
+
+    Raises:
+        InvalidAdapterError: They are no adapter, or one that needs the base model.
+        IncompatibleAdapterError: They belong to another base model.
+        UnsupportedError: No such kind of adapter is known.
+    """
+    found: dict[str, tuple[str, dict[str, SparseTensor]]] = {}
+    for full_name, tensor in tensors.items():
+        path, kind, name = _split(full_name)
+        if found.setdefault(path, (kind, {}))[0] != kind:
+            raise InvalidAdapterError(
+                f"an adapter changes {path} as {found[path][0]} and as {kind}",
+                hint="The file is damaged, or no adapter.",
+            )
+        found[path][1][name] = tensor
+    return LoraWeights(
+        {
+            path: kind_of(kind).unpack(Target(path=path, base=base), parts)
+            for path, (kind, parts) in found.items()
+        }
+    )
+
+
+def kind_of(name: str) -> Kind:
+    """Return the kind of delta that a name stands for.
+
+    Raises:
+        UnsupportedError: None.
+    """
+    module = lookup.load("hyprstream.lora.kinds", name, kind="kind of adapter")
+    kind: Kind = module.DELTA
+    return kind
+
+
+def _split(full_name: str) -> tuple[str, str, str]:
+    parts = full_name.split("/")
+    if len(parts) != 3 or not all(parts):
+        raise InvalidAdapterError(
+            f"{full_name!r} names no part of an adapter",
+            hint="Names are PATH/KIND/TENSOR, as in layers.0.self_attn.q_proj/low_rank/a.",
+        )
+    return parts[0], parts[1], parts[2]
 
 
 def combine(parts: Sequence[tuple[LoraWeights, float]]) -> LoraWeights:

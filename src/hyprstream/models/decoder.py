@@ -45,6 +45,7 @@ class Decoder:
         dtype: Dtype of activations.
         device: Where weights and activations live.
         linears: Logical shape (O, I) of each linear layer by path: what adapters can change.
+        weights: W of each of them, as the layer holds it.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Decoder:
         self.dtype = weights.dtype
         self.device = weights.device
         self.linears = dict(weights.linears)
+        self.weights = dict(weights.linear_weights)
         self._embedding = embedding
         self._layers = tuple(layers)
         self._norm = norm

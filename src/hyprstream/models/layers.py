@@ -103,6 +103,8 @@ class Weights(Protocol):
     device: torch.device
     linears: Mapping[str, tuple[int, int]]
     """Logical shape (O, I) of each linear layer loaded so far, by path."""
+    linear_weights: Mapping[str, Weight]
+    """W of each of them, as the layer holds it."""
 
     def linear(self, path: str, shape: tuple[int, int], *, bias: bool = False) -> Linear:
         """Load the linear layer at `path`, logical shape (O, I)."""

@@ -112,6 +112,7 @@ class CheckpointWeights:
         self.dtype = placement.dtype
         self.device = placement.device
         self.linears: dict[str, tuple[int, int]] = {}
+        self.linear_weights: dict[str, Weight] = {}
         self._path = source.path
         self._checkpoint = source.checkpoint
         self._names = source.names
@@ -129,8 +130,7 @@ class CheckpointWeights:
         if bias:
             shift = self._vector(f"{path}.bias", shape[0])
             shift = shift if order is None else shift[order]
-        self.linears[path] = shape
-        return Linear(path, weight, shift)
+        return self._linear(path, weight, shift)
 
     def embedding(self, path: str, shape: tuple[int, int]) -> Embedding:
         """Load the table at `path`, one row per entry; a head alone serves as the table."""
@@ -148,11 +148,15 @@ class CheckpointWeights:
         own = self._lookup(f"{path}.weight")
         if tied is False and own is None:
             raise self._missing(f"{path}.weight")
-        self.linears[path] = table.weight.shape
         if own is None or tied:
-            return Linear(path, self._for_products(table.weight, None), None)
+            return self._linear(path, self._for_products(table.weight, None), None)
         weight = self._weight(own, table.weight.shape, None)
-        return Linear(path, self._for_products(weight, own), None)
+        return self._linear(path, self._for_products(weight, own), None)
+
+    def _linear(self, path: str, weight: Weight, bias: Float[Tensor, " O"] | None) -> Linear:
+        self.linears[path] = weight.shape
+        self.linear_weights[path] = weight
+        return Linear(path, weight, bias)
 
     def _weight(
         self, stored: Stored, shape: tuple[int, int], order: Int[Tensor, " O"] | None

@@ -1,24 +1,26 @@
 """The default kind: the product of two narrow matrices (arXiv:2106.09685).
 
-`LowRank` is the value on the host, `LowRankSlots` the device memory of all slots, and
-`LowRankView` what one step reads from it. Runs on the engine thread.
+Either may have a mask; a fresh adapter has A random and B zero.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import ClassVar, Self
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from hyprstream.errors import IncompatibleAdapterError, InvalidAdapterError
-from hyprstream.lora.delta import BASE_SLOT, BankLimits, Delta
-from hyprstream.lora.ops import Share, cut, low_rank_product, storage_dtype
-from hyprstream.lora.regions import Region, Regions
-
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+from hyprstream.errors import InvalidAdapterError
+from hyprstream.lora.delta import BankLimits, Start, Target
+from hyprstream.lora.leaf import Leaf, Regrowth
+from hyprstream.lora.low_rank_slots import LowRankSlots
+from hyprstream.lora.mask import Mask, choose
+from hyprstream.lora.ops import low_rank_product
+from hyprstream.lora.packing import check_values, packed, unpacked
+from hyprstream.lora.seeds import uniform
+from hyprstream.vdb.tensors import SparseTensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,6 +32,8 @@ class LowRank:
     Attributes:
         a: A, (I, R), from the layer's inputs to the rank.
         b: B, (R, O), from the rank to its outputs, with the adapter's scale folded in.
+        a_mask: The active elements of A, outside of which it is zero; None if all are.
+        b_mask: The same for B.
     """
 
     kind: ClassVar[str] = "low_rank"
@@ -37,12 +41,15 @@ class LowRank:
     # Without shape annotations: they come from outside, so they are checked in production too.
     a: Tensor
     b: Tensor
+    a_mask: Mask | None = None
+    b_mask: Mask | None = None
 
     def __post_init__(self) -> None:
         """Copy the matrices, and reject those that do not belong together.
 
         Raises:
-            InvalidAdapterError: Shapes, dtypes or values are wrong.
+            InvalidAdapterError: Shapes, dtypes or values are wrong, or not zero where a mask
+                says so.
         """
         a, b = self.a, self.b
         if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0] or 0 in (*a.shape, *b.shape):
@@ -50,17 +57,10 @@ class LowRank:
                 f"A has shape {tuple(a.shape)} and B {tuple(b.shape)}",
                 hint="A must be (inputs, rank) and B (rank, outputs).",
             )
-        for name, tensor in (("a", a), ("b", b)):
-            if tensor.dtype not in _DTYPES:
-                raise InvalidAdapterError(
-                    f"{name.upper()} holds {str(tensor.dtype).removeprefix('torch.')}",
-                    hint="Use float32, bfloat16 or float16.",
-                )
-            if not torch.isfinite(tensor).all():
-                raise InvalidAdapterError(
-                    f"{name.upper()} holds a value that is no finite number",
-                    hint="Its training has diverged; use an earlier version.",
-                )
+        for name, tensor, mask in (("A", a, self.a_mask), ("B", b, self.b_mask)):
+            check_values(name, tensor)
+            if mask is not None:
+                mask.check(tensor, name)
         # Each rank of A lies in one piece, as in a slot: to write it there is a plain copy.
         object.__setattr__(self, "a", _copied(a.T).T)
         object.__setattr__(self, "b", _copied(b))
@@ -78,11 +78,79 @@ class LowRank:
     @property
     def size_bytes(self) -> int:
         """Bytes on the host."""
-        return self.a.nbytes + self.b.nbytes
+        masks = [mask.indices.nbytes for mask in (self.a_mask, self.b_mask) if mask is not None]
+        return self.a.nbytes + self.b.nbytes + sum(masks)
 
     def tensors(self) -> dict[str, Tensor]:
         """Name both matrices."""
         return {"a": self.a, "b": self.b}
+
+    def pack(self) -> dict[str, SparseTensor]:
+        """Name the active elements of both matrices."""
+        return {"a": packed(self.a, self.a_mask), "b": packed(self.b, self.b_mask)}
+
+    @classmethod
+    def unpack(cls, target: Target, tensors: Mapping[str, SparseTensor]) -> Self:  # noqa: ARG003
+        """Make the delta that `pack` gave these tensors for.
+
+        Raises:
+            InvalidAdapterError: They are no such delta.
+        """
+        if tensors.keys() != {"a", "b"}:
+            raise InvalidAdapterError(
+                f"a low-rank delta consists of a and b, not of {', '.join(sorted(tensors))}",
+                hint="The file is damaged, or was written by a later version.",
+            )
+        (a, a_mask), (b, b_mask) = unpacked(tensors["a"]), unpacked(tensors["b"])
+        return cls(a, b, a_mask, b_mask)
+
+    @classmethod
+    def create(cls, start: Start) -> dict[str, Self]:
+        """Make A uniform in +-1/sqrt(I), as PEFT does, and B zero.
+
+        Masks: those by seed are the same share of A and of B. Those by magnitude keep the
+        largest of A. Those by gradient keep where that of B, A^T G^T for the gradient G of W,
+        is largest; the gradient of A is zero while B is, so A's is by seed. Where scores are
+        equal, as those of B by magnitude are, the seed decides.
+
+        Raises:
+            InvalidSettingsError: Masks by gradient need the gradients of the layers.
+        """
+        return {path: cls._fresh(start, path) for path in start.layers}
+
+    @classmethod
+    def _fresh(cls, start: Start, path: str) -> Self:
+        outputs, inputs = start.layers[path]
+        spec, rank = start.spec, start.spec.rank_of(path)
+        flat = uniform(start.seed, f"{path}/low_rank/a", inputs * rank)
+        # NumPy divides by IEEE rules, so the bits are the same on every machine.
+        a = torch.from_numpy(flat / np.float32(inputs**0.5)).view(inputs, rank)
+        b = torch.zeros(rank, outputs)
+        if spec.sparsity == 0:
+            return cls(a, b)
+        scores = {"a": torch.zeros_like(a), "b": b}
+        if spec.mask == "magnitude":
+            scores["a"] = a
+        elif spec.mask == "gradient":
+            scores["b"] = a.T @ start.gradient(path).T
+        a_mask, b_mask = (
+            choose(
+                {f"{path}/low_rank/{name}": score},
+                spec.sparsity,
+                structure=spec.structure,
+                seed=start.seed,
+            )[f"{path}/low_rank/{name}"]
+            for name, score in scores.items()
+        )
+        return cls(a_mask.spread(a_mask.active(a)), b, a_mask, b_mask)
+
+    def dense(self) -> Float[Tensor, "O I"]:
+        """Return B^T A^T."""
+        return (self.a.float() @ self.b.float()).T
+
+    def trainable(self, scale: float, device: torch.device) -> "TrainableLowRank":
+        """Return the same under training, with B divided by the scale."""
+        return TrainableLowRank(self, scale, device)
 
     @classmethod
     def combine(cls, parts: Sequence[tuple[Self, float]]) -> Self:
@@ -99,249 +167,70 @@ class LowRank:
             )
         # A half-precision B would round its product with the factor.
         scaled = [delta.b if factor == 1 else delta.b.float() * factor for delta, factor in parts]
-        return cls(torch.cat([delta.a for delta, _ in parts], dim=1), torch.cat(scaled))
+        deltas = [delta for delta, _ in parts]
+        return cls(
+            torch.cat([delta.a for delta in deltas], dim=1),
+            torch.cat(scaled),
+            _joined([(delta.a, delta.a_mask) for delta in deltas], dim=1),
+            _joined([(delta.b, delta.b_mask) for delta in deltas], dim=0),
+        )
 
     @classmethod
-    def slots(cls, limits: BankLimits) -> "LowRankSlots":
+    def slots(cls, limits: BankLimits) -> LowRankSlots:
         """Return empty device memory for this kind."""
         return LowRankSlots(limits)
 
 
+class TrainableLowRank:
+    """x A B times the scale, where A and B are under training."""
+
+    def __init__(self, delta: LowRank, scale: float, device: torch.device) -> None:
+        self._scale = scale
+        self._a = Leaf(delta.a, delta.a_mask, device)
+        self._b = Leaf(delta.b.float() / scale, delta.b_mask, device)
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Name A and B, or what is active of them."""
+        return {"a": self._a.parameter, "b": self._b.parameter}
+
+    def product(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
+        """Return x A B times the scale."""
+        return low_rank_product(x, self._a.dense().T, self._b.dense()) * self._scale
+
+    def regrow(self, gradient: Float[Tensor, "O I"], how: Regrowth) -> dict[str, Tensor]:
+        """Move the masks; the gradients of A and B are G^T B^T and A^T G^T, but for the scale."""
+        a, b = self._a.dense().detach(), self._b.dense().detach()
+        wide = gradient.float()
+        moved = {}
+        if self._a.mask is not None:
+            moved["a"] = self._a.regrow(wide.T @ b.T, how)
+        if self._b.mask is not None:
+            moved["b"] = self._b.regrow(a.T @ wide.T, how)
+        return moved
+
+    def snapshot(self) -> LowRank:
+        """Return the value as it is now, with the scale folded into B."""
+        with torch.inference_mode(mode=False), torch.no_grad():
+            a, b = self._a.dense(), self._b.dense() * self._scale
+            return LowRank(a, b, self._a.mask, self._b.mask)
+
+
+DELTA = LowRank
+
+
+def _joined(parts: Sequence[tuple[Tensor, Mask | None]], dim: int) -> Mask | None:
+    if all(mask is None for _, mask in parts):
+        return None
+    return Mask.from_dense(
+        torch.cat(
+            [
+                torch.ones(tensor.shape, dtype=torch.bool) if mask is None else mask.dense()
+                for tensor, mask in parts
+            ],
+            dim=dim,
+        )
+    )
+
+
 def _copied(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-
-
-@dataclass(slots=True)
-class Stack:
-    """The ranks of all slots at one linear layer; all stacks have the same rows.
-
-    Attributes:
-        a: Transposed A of each slot, one below the other.
-        b: B of each slot, likewise.
-    """
-
-    a: Float[Tensor, "R I"]
-    b: Float[Tensor, "R O"]
-
-
-class LowRankSlots:
-    """The device memory of low-rank adapters, shared by all slots.
-
-    Each slot has one region of rows, the same in the stack of every layer; a module of lower
-    rank, or none, is zero in the rest of it. Stacks exist for layers that some adapter has
-    changed, and grow by doubling to num_slots * max_rank rows.
-
-    Invariants, checked by `test_bank_properties.py`: whatever was written before, a slot
-    adds exactly what was written to it last; all values are finite.
-    """
-
-    def __init__(self, limits: BankLimits) -> None:
-        self._limits = limits
-        self._dtype = storage_dtype(limits.dtype, limits.device)
-        self._capacity = limits.num_slots * limits.max_rank
-        self._num_rows = 0
-        self._regions = Regions(self._capacity)
-        self._stacks: dict[str, Stack] = {}
-        self._paths: dict[int, frozenset[str]] = {}
-        self._owners = self._unowned()
-
-    @property
-    def size_bytes(self) -> int:
-        """Memory that is allocated."""
-        return sum(stack.a.nbytes + stack.b.nbytes for stack in self._stacks.values())
-
-    def check(self, deltas: Mapping[str, Delta]) -> None:
-        """Make sure that `write` can take the deltas.
-
-        Raises:
-            IncompatibleAdapterError: A rank is too high, or a value too large for the dtype.
-        """
-        for path, delta in deltas.items():
-            if delta.rank > self._limits.max_rank:
-                raise IncompatibleAdapterError(
-                    f"the adapter has rank {delta.rank} at {path}, "
-                    f"slots have room for {self._limits.max_rank}",
-                    hint="Raise the highest rank in the engine's settings.",
-                )
-            for tensor in delta.tensors().values():
-                if not torch.isfinite(tensor.to(self._dtype)).all():
-                    name = str(self._dtype).removeprefix("torch.")
-                    raise IncompatibleAdapterError(
-                        f"the adapter's values at {path} are too large for {name}",
-                        hint="Load the model with dtype bfloat16 or float32.",
-                    )
-
-    def write(self, slot: int, deltas: Mapping[str, Delta]) -> None:
-        """Replace what the slot holds by deltas that passed `check`; by nothing, if empty."""
-        # Stacks outlive the step, so they must not become tensors of its inference mode.
-        with torch.inference_mode(mode=False), torch.no_grad():
-            self._regions.release(slot)
-            self._paths.pop(slot, None)
-            if deltas:
-                self._fill(self._region(slot, max(d.rank for d in deltas.values())), deltas)
-                self._paths[slot] = frozenset(deltas)
-            self._owners = self._unowned()
-            for owner, region in self._regions.regions.items():
-                self._owners[region.start : region.stop] = owner
-
-    def view(self, slots: Sequence[int]) -> "LowRankView | None":
-        """Return what each token's slot adds, or None if none of them adds anything."""
-        if any(slot in self._paths for slot in set(slots)):
-            return LowRankView(self, slots)
-        return None
-
-    def paths(self, slot: int) -> frozenset[str]:
-        """Return the layers to which a slot adds something."""
-        return self._paths.get(slot, frozenset())
-
-    def stack(self, path: str) -> Stack:
-        """Return the ranks of all slots at a layer that some slot has changed."""
-        return self._stacks[path]
-
-    def blocks(self, slots: Sequence[int]) -> "list[Block]":
-        """Cut a batch into blocks."""
-        rows: dict[int, list[int]] = {}
-        for row, slot in enumerate(slots):
-            rows.setdefault(slot, []).append(row)
-        shares = [
-            Share(slot, region, len(rows[slot]))
-            for slot, region in self._regions.regions.items()
-            if slot in rows
-        ]
-        return [self._block(block, rows, slots) for block in cut(shares)]
-
-    def _block(
-        self, shares: Sequence[Share], rows: Mapping[int, list[int]], slots: Sequence[int]
-    ) -> "Block":
-        device = self._limits.device
-        chosen = sorted(row for share in shares for row in rows[share.slot])
-        ranks = slice(shares[0].region.start, shares[-1].region.stop)
-        others = None
-        if len(shares) > 1:
-            of_row = torch.tensor([slots[row] for row in chosen], device=device)
-            others = of_row[:, None] != self._owners[ranks]
-        is_run = chosen[-1] - chosen[0] + 1 == len(chosen)
-        return Block(
-            rows=slice(chosen[0], chosen[-1] + 1)
-            if is_run
-            else torch.tensor(chosen, device=device),
-            ranks=ranks,
-            others=others,
-            paths=frozenset[str]().union(*(self._paths[share.slot] for share in shares)),
-            is_all=len(chosen) == len(slots),
-        )
-
-    def _region(self, slot: int, num_rows: int) -> Region:
-        """Find room for a slot; there always is, if need be after packing what is there."""
-        region = self._regions.take(slot, num_rows)
-        if region is None:
-            moves = self._regions.pack()
-            for stack in self._stacks.values():
-                for tensor in (stack.a, stack.b):
-                    for old, new in moves:
-                        tensor[new.start : new.stop] = tensor[old.start : old.stop].clone()
-            region = self._regions.take(slot, num_rows)
-        assert region is not None, "every slot at the highest rank would fit"
-        return region
-
-    def _fill(self, region: Region, deltas: Mapping[str, Delta]) -> None:
-        self._reserve(region.stop, deltas)
-        for path, stack in self._stacks.items():
-            delta = deltas.get(path)
-            stop = region.start
-            if delta is not None:
-                assert isinstance(delta, LowRank)
-                stop += delta.rank
-                stack.a[region.start : stop] = delta.a.T
-                stack.b[region.start : stop] = delta.b
-            if stop < region.stop:
-                stack.a[stop : region.stop] = 0
-                stack.b[stop : region.stop] = 0
-
-    def _reserve(self, num_rows: int, paths: Mapping[str, Delta]) -> None:
-        """Make sure that stacks have so many rows, and that the paths have stacks."""
-        if num_rows > self._num_rows:
-            self._num_rows = min(max(num_rows, 2 * self._num_rows), self._capacity)
-            for stack in self._stacks.values():
-                stack.a = self._grown(stack.a)
-                stack.b = self._grown(stack.b)
-        for path in paths:
-            if path not in self._stacks:
-                outputs, inputs = self._limits.linears[path]
-                self._stacks[path] = Stack(self._zeros(inputs), self._zeros(outputs))
-
-    def _grown(self, rows: Float[Tensor, "R X"]) -> Float[Tensor, "R2 X"]:
-        grown = self._zeros(rows.shape[1])
-        grown[: rows.shape[0]] = rows
-        return grown
-
-    def _zeros(self, width: int) -> Float[Tensor, "R X"]:
-        # Rows of no slot stay in the way of products, so they must hold numbers.
-        return torch.zeros(self._num_rows, width, dtype=self._dtype, device=self._limits.device)
-
-    def _unowned(self) -> Int[Tensor, " R"]:
-        return torch.full((self._capacity,), BASE_SLOT, device=self._limits.device)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Block:
-    """Rows of a batch and the stretch of the stacks that holds their adapters.
-
-    Attributes:
-        rows: Which rows, in order.
-        ranks: Which stretch.
-        others: Marks the ranks that a row does not use; None for a block of one slot.
-        paths: The layers at which any of the adapters adds something.
-        is_all: The block holds all rows of the batch.
-    """
-
-    rows: slice | Int[Tensor, " N"]
-    ranks: slice
-    others: Bool[Tensor, "N R"] | None
-    paths: frozenset[str]
-    is_all: bool
-
-    def product(self, stack: Stack, x: Float[Tensor, "N I"]) -> Float[Tensor, "N O"]:
-        """Return what the adapters add to the block's rows."""
-        return low_rank_product(x, stack.a[self.ranks], stack.b[self.ranks], self.others)
-
-    def fill(
-        self, added: Float[Tensor, "T O"], stack: Stack, x: Float[Tensor, "T I"]
-    ) -> Float[Tensor, "T O"]:
-        """Put the product into the block's rows of `added`."""
-        if isinstance(self.rows, slice):
-            added[self.rows] = self.product(stack, x[self.rows])
-            return added
-        return added.index_copy_(0, self.rows, self.product(stack, x.index_select(0, self.rows)))
-
-
-class LowRankView:
-    """What the slots of one step add; the batch is cut into blocks once, when first asked."""
-
-    def __init__(self, bank: LowRankSlots, slots: Sequence[int]) -> None:
-        self._bank = bank
-        self._slots = slots
-        self._paths = frozenset[str]().union(*(bank.paths(slot) for slot in set(slots)))
-
-    @cached_property
-    def _blocks(self) -> list[Block]:
-        with torch.inference_mode(mode=False):  # masks may serve training later
-            return self._bank.blocks(self._slots)
-
-    def delta(self, path: str, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"] | None:
-        """Return what to add to the output of the linear layer at `path` for input `x`."""
-        if path not in self._paths:
-            return None
-        stack = self._bank.stack(path)
-        blocks = [block for block in self._blocks if path in block.paths]
-        if blocks[0].is_all:
-            return blocks[0].product(stack, x)
-        # Adding -0 changes no bit of the rows without an adapter; +0 turns -0 into +0.
-        added = x.new_full((x.shape[0], stack.b.shape[1]), -0.0)
-        for block in blocks:
-            added = block.fill(added, stack, x)
-        return added
-
-    def select(self, rows: Int[Tensor, " N"]) -> "LowRankView | None":
-        """Return the view of chosen rows of the step."""
-        return self._bank.view([self._slots[row] for row in rows.tolist()])

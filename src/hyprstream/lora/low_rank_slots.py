@@ -1,0 +1,253 @@
+"""The device memory of low-rank adapters: the ranks of all slots in shared stacks.
+
+`LowRankSlots` is that memory, `LowRankView` what one step reads from it. Runs on the engine
+thread.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from hyprstream.errors import IncompatibleAdapterError
+from hyprstream.lora.delta import BASE_SLOT, BankLimits, Delta
+from hyprstream.lora.ops import Share, cut, low_rank_product, storage_dtype
+from hyprstream.lora.regions import Region, Regions
+from hyprstream.lora.rows import Rows, by_slot, nothing
+
+
+@runtime_checkable
+class Factors(Protocol):
+    """A delta that is a product: A, (I, R), times B, (R, O)."""
+
+    @property
+    def a(self) -> Tensor:
+        """A."""
+        ...
+
+    @property
+    def b(self) -> Tensor:
+        """B."""
+        ...
+
+
+@dataclass(slots=True)
+class Stack:
+    """The ranks of all slots at one linear layer; all stacks have the same rows.
+
+    Attributes:
+        a: Transposed A of each slot, one below the other.
+        b: B of each slot, likewise.
+    """
+
+    a: Float[Tensor, "R I"]
+    b: Float[Tensor, "R O"]
+
+
+class LowRankSlots:
+    """The device memory of low-rank adapters, shared by all slots.
+
+    Each slot has one region of rows, the same in the stack of every layer; a module of lower
+    rank, or none, is zero in the rest of it. Stacks exist for layers that some adapter has
+    changed, and grow by doubling to num_slots * max_rank rows.
+
+    Invariants, checked by `test_bank_properties.py`: whatever was written before, a slot
+    adds exactly what was written to it last; all values are finite.
+    """
+
+    def __init__(self, limits: BankLimits) -> None:
+        self._limits = limits
+        self._dtype = storage_dtype(limits.dtype, limits.device)
+        self._capacity = limits.num_slots * limits.max_rank
+        self._num_rows = 0
+        self._regions = Regions(self._capacity)
+        self._stacks: dict[str, Stack] = {}
+        self._paths: dict[int, frozenset[str]] = {}
+        self._owners = self._unowned()
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory that is allocated."""
+        return sum(stack.a.nbytes + stack.b.nbytes for stack in self._stacks.values())
+
+    def check(self, deltas: Mapping[str, Delta]) -> None:
+        """Make sure that `write` can take the deltas.
+
+        Raises:
+            IncompatibleAdapterError: A rank is too high, or a value too large for the dtype.
+        """
+        for path, delta in deltas.items():
+            if delta.rank > self._limits.max_rank:
+                raise IncompatibleAdapterError(
+                    f"the adapter has rank {delta.rank} at {path}, "
+                    f"slots have room for {self._limits.max_rank}",
+                    hint="Raise the highest rank in the engine's settings.",
+                )
+            for tensor in delta.tensors().values():
+                if not torch.isfinite(tensor.to(self._dtype)).all():
+                    name = str(self._dtype).removeprefix("torch.")
+                    raise IncompatibleAdapterError(
+                        f"the adapter's values at {path} are too large for {name}",
+                        hint="Load the model with dtype bfloat16 or float32.",
+                    )
+
+    def write(self, slot: int, deltas: Mapping[str, Delta]) -> None:
+        """Replace what the slot holds by deltas that passed `check`; by nothing, if empty."""
+        # Stacks outlive the step, so they must not become tensors of its inference mode.
+        with torch.inference_mode(mode=False), torch.no_grad():
+            self._regions.release(slot)
+            self._paths.pop(slot, None)
+            if deltas:
+                self._fill(self._region(slot, max(d.rank for d in deltas.values())), deltas)
+                self._paths[slot] = frozenset(deltas)
+            self._owners = self._unowned()
+            for owner, region in self._regions.regions.items():
+                self._owners[region.start : region.stop] = owner
+
+    def view(self, slots: Sequence[int]) -> "LowRankView | None":
+        """Return what each token's slot adds, or None if none of them adds anything."""
+        if any(slot in self._paths for slot in set(slots)):
+            return LowRankView(self, slots)
+        return None
+
+    def paths(self, slot: int) -> frozenset[str]:
+        """Return the layers to which a slot adds something."""
+        return self._paths.get(slot, frozenset())
+
+    def stack(self, path: str) -> Stack:
+        """Return the ranks of all slots at a layer that some slot has changed."""
+        return self._stacks[path]
+
+    def blocks(self, slots: Sequence[int]) -> "list[Block]":
+        """Cut a batch into blocks."""
+        rows = by_slot(slots)
+        shares = [
+            Share(slot, region, len(rows[slot]))
+            for slot, region in self._regions.regions.items()
+            if slot in rows
+        ]
+        return [self._block(block, rows, slots) for block in cut(shares)]
+
+    def _block(
+        self, shares: Sequence[Share], rows: Mapping[int, list[int]], slots: Sequence[int]
+    ) -> "Block":
+        device = self._limits.device
+        chosen = sorted(row for share in shares for row in rows[share.slot])
+        ranks = slice(shares[0].region.start, shares[-1].region.stop)
+        others = None
+        if len(shares) > 1:
+            of_row = torch.tensor([slots[row] for row in chosen], device=device)
+            others = of_row[:, None] != self._owners[ranks]
+        return Block(
+            rows=Rows.of(chosen, len(slots), device),
+            ranks=ranks,
+            others=others,
+            paths=frozenset[str]().union(*(self._paths[share.slot] for share in shares)),
+        )
+
+    def _region(self, slot: int, num_rows: int) -> Region:
+        """Find room for a slot; there always is, if need be after packing what is there."""
+        region = self._regions.take(slot, num_rows)
+        if region is None:
+            moves = self._regions.pack()
+            for stack in self._stacks.values():
+                for tensor in (stack.a, stack.b):
+                    for old, new in moves:
+                        tensor[new.start : new.stop] = tensor[old.start : old.stop].clone()
+            region = self._regions.take(slot, num_rows)
+        assert region is not None, "every slot at the highest rank would fit"
+        return region
+
+    def _fill(self, region: Region, deltas: Mapping[str, Delta]) -> None:
+        self._reserve(region.stop, deltas)
+        for path, stack in self._stacks.items():
+            delta = deltas.get(path)
+            stop = region.start
+            if delta is not None:
+                assert isinstance(delta, Factors)
+                stop += delta.rank
+                stack.a[region.start : stop] = delta.a.T
+                stack.b[region.start : stop] = delta.b
+            if stop < region.stop:
+                stack.a[stop : region.stop] = 0
+                stack.b[stop : region.stop] = 0
+
+    def _reserve(self, num_rows: int, paths: Mapping[str, Delta]) -> None:
+        """Make sure that stacks have so many rows, and that the paths have stacks."""
+        if num_rows > self._num_rows:
+            self._num_rows = min(max(num_rows, 2 * self._num_rows), self._capacity)
+            for stack in self._stacks.values():
+                stack.a = self._grown(stack.a)
+                stack.b = self._grown(stack.b)
+        for path in paths:
+            if path not in self._stacks:
+                outputs, inputs = self._limits.linears[path]
+                self._stacks[path] = Stack(self._zeros(inputs), self._zeros(outputs))
+
+    def _grown(self, rows: Float[Tensor, "R X"]) -> Float[Tensor, "R2 X"]:
+        grown = self._zeros(rows.shape[1])
+        grown[: rows.shape[0]] = rows
+        return grown
+
+    def _zeros(self, width: int) -> Float[Tensor, "R X"]:
+        # Rows of no slot stay in the way of products, so they must hold numbers.
+        return torch.zeros(self._num_rows, width, dtype=self._dtype, device=self._limits.device)
+
+    def _unowned(self) -> Int[Tensor, " R"]:
+        return torch.full((self._capacity,), BASE_SLOT, device=self._limits.device)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Block:
+    """Rows of a batch and the stretch of the stacks that holds their adapters.
+
+    Attributes:
+        rows: Which rows, in order.
+        ranks: Which stretch.
+        others: Marks the ranks that a row does not use; None for a block of one slot.
+        paths: The layers at which any of the adapters adds something.
+    """
+
+    rows: Rows
+    ranks: slice
+    others: Bool[Tensor, "N R"] | None
+    paths: frozenset[str]
+
+    def product(self, stack: Stack, x: Float[Tensor, "N I"]) -> Float[Tensor, "N O"]:
+        """Return what the adapters add to the block's rows."""
+        return low_rank_product(x, stack.a[self.ranks], stack.b[self.ranks], self.others)
+
+
+class LowRankView:
+    """What the slots of one step add; the batch is cut into blocks once, when first asked."""
+
+    def __init__(self, bank: LowRankSlots, slots: Sequence[int]) -> None:
+        self._bank = bank
+        self._slots = slots
+        self._paths = frozenset[str]().union(*(bank.paths(slot) for slot in set(slots)))
+
+    @cached_property
+    def _blocks(self) -> list[Block]:
+        with torch.inference_mode(mode=False):  # masks may serve training later
+            return self._bank.blocks(self._slots)
+
+    def delta(self, path: str, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"] | None:
+        """Return what to add to the output of the linear layer at `path` for input `x`."""
+        if path not in self._paths:
+            return None
+        stack = self._bank.stack(path)
+        blocks = [block for block in self._blocks if path in block.paths]
+        if blocks[0].rows.is_all:
+            return blocks[0].product(stack, x)
+        added = nothing(x, stack.b.shape[1])
+        for block in blocks:
+            added = block.rows.put(added, block.product(stack, block.rows.take(x)))
+        return added
+
+    def select(self, rows: Int[Tensor, " N"]) -> "LowRankView | None":
+        """Return the view of chosen rows of the step."""
+        return self._bank.view([self._slots[row] for row in rows.tolist()])
