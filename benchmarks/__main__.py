@@ -2,7 +2,7 @@
 
 import argparse
 
-from benchmarks import adapters, engine, single_stream, start_up, store, vdb
+from benchmarks import adapters, codec, engine, single_stream, start_up, store, vdb
 
 BENCHMARKS = {
     "single_stream": single_stream.main,
@@ -11,6 +11,7 @@ BENCHMARKS = {
     "vdb": vdb.main,
     "adapters": adapters.main,
     "store": store.main,
+    "codec": codec.main,
 }
 
 

@@ -20,7 +20,7 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("reader", ["gguf", "grid", "safetensors"])
+@pytest.mark.parametrize("reader", ["codec", "gguf", "grid", "safetensors"])
 def test_no_input_found_in_a_minute_breaks_the_reader(tmp_path, reader):
     command = [sys.executable, "-m", f"tests.fuzz.fuzz_{reader}", str(SECONDS), str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -17,7 +17,7 @@ from hyprstream.runtime.settings import ModelSettings, Settings
 from tests.project.pages import DOCS
 from tests.project.sources import SOURCE
 
-_EXTENSION_FOLDERS = {"arch", "kinds", "registries"}
+_EXTENSION_FOLDERS = {"arch", "codecs", "kinds", "registries"}
 
 
 def _page(name: str) -> str:
@@ -82,6 +82,12 @@ def test_every_architecture_registry_and_quantised_format_is_documented():
     schemes = [f"{name}://" for name in lookup.names("hyprstream.catalog.registries")]
     for name in [*families, *arch.ALIASES, *schemes, *BLOCK_TYPES]:
         assert f"`{name}`" in page
+
+
+def test_every_code_of_adapters_is_documented():
+    page = _page("design/codec.md")
+    for name in lookup.names("hyprstream.vdb.codecs"):
+        assert f"| `{name}` |" in page
 
 
 def test_the_tree_in_the_documents_is_the_tree_of_the_source():

@@ -1,0 +1,1 @@
+"""Integers to few bytes and back, exactly: integer arithmetic decides every symbol."""
