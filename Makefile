@@ -32,12 +32,15 @@ docs: .venv/dev.stamp
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed"'
 	$(PYTHON) -m venv .venv
 
-.venv/run.stamp: .venv/bin/python pyproject.toml constraints.txt
+# What is compiled and installed; Python files are only linked to.
+INSTALLED := pyproject.toml constraints.txt hatch_build.py src/hyprstream/kernels/native.cpp
+
+.venv/run.stamp: .venv/bin/python $(INSTALLED)
 	@echo "Installing into .venv; PyTorch makes it a minute or two."
 	$(PIP) install --quiet --constraint constraints.txt --editable .
 	touch $@
 
-.venv/dev.stamp: .venv/bin/python pyproject.toml constraints.txt
+.venv/dev.stamp: .venv/bin/python $(INSTALLED)
 	@echo "Installing into .venv, with what the tests need."
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[test,lint]'
 	touch $@ .venv/run.stamp

@@ -2,7 +2,7 @@
 
 import argparse
 
-from benchmarks import adapters, codec, engine, single_stream, start_up, training, vdb
+from benchmarks import adapters, codec, engine, single_stream, start_up, store, training, vdb
 
 BENCHMARKS = {
     "single_stream": single_stream.main,
@@ -10,6 +10,7 @@ BENCHMARKS = {
     "start_up": start_up.main,
     "vdb": vdb.main,
     "adapters": adapters.main,
+    "store": store.main,
     "codec": codec.main,
     "training": training.main,
 }

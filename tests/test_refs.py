@@ -5,7 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hyprstream.errors import InvalidReferenceError
-from hyprstream.refs import ModelRef
+from hyprstream.refs import (
+    AdapterName,
+    AdapterRef,
+    ModelFingerprint,
+    ModelRef,
+    adapter_name,
+    version_id,
+)
 
 SEGMENTS = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,20}", fullmatch=True)
 NAMES = st.lists(SEGMENTS, min_size=1, max_size=4).map("/".join)
@@ -101,3 +108,97 @@ def test_a_long_reference_is_shortened_in_the_message():
     with pytest.raises(InvalidReferenceError) as caught:
         ModelRef.parse("pypi://" + "x" * 5000)
     assert len(str(caught.value).partition(" is not ")[0]) < 90
+
+
+ADAPTERS = st.builds(
+    lambda name, suffix: AdapterRef(name=name, **suffix),
+    NAMES,
+    st.just({})
+    | st.fixed_dictionaries(
+        {"tag": st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,20}", fullmatch=True)}
+    )
+    | st.fixed_dictionaries({"prefix": st.text("0123456789abcdef", min_size=4, max_size=64)}),
+)
+
+
+@given(ADAPTERS)
+def test_an_adapter_reference_survives_being_written_and_read(ref: AdapterRef):
+    assert AdapterRef.parse(str(ref)) == ref
+
+
+@given(st.text() | st.from_regex(r"[a-z./:@0-9]{1,12}", fullmatch=True))
+def test_any_text_is_an_adapter_reference_or_an_invalid_one(text: str):
+    try:
+        ref = AdapterRef.parse(text)
+    except InvalidReferenceError:
+        return
+    assert str(ref) == text
+    assert not any(part.startswith(".") for part in ref.name.split("/"))
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "tag", "prefix"),
+    [
+        ("support", "support", None, None),
+        ("team/support.v2:stable", "team/support.v2", "stable", None),
+        ("support@9f2c", "support", None, "9f2c"),
+    ],
+)
+def test_adapter_references_are_read_as_written(
+    text: str, name: str, tag: str | None, prefix: str | None
+):
+    assert AdapterRef.parse(text) == AdapterRef(name=AdapterName(name), tag=tag, prefix=prefix)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        ":stable",
+        "@9f2c",
+        "support:",
+        "support@",
+        "support@9f2",
+        "support@9F2C",
+        "support@" + "0" * 65,
+        "support:a/b",
+        "support:.a",
+        "support:a@9f2c",
+        "support:a:b",
+        "../support",
+        "a/../b",
+        "/support",
+        "-support",
+        "a b",
+        "a\n",
+        "a/b/c/d/e",
+        "a" * 201,
+        "a:" + "b" * 129,
+    ],
+)
+def test_text_that_names_no_adapter_is_refused(text: str):
+    with pytest.raises(InvalidReferenceError, match="is not an adapter reference") as caught:
+        AdapterRef.parse(text)
+    assert len(str(caught.value)) < 300
+
+
+def test_an_adapter_name_is_a_reference_without_a_suffix():
+    assert adapter_name("team/support") == "team/support"
+    for wrong in ("support:a", "support@9f2c", "..", ""):
+        with pytest.raises(InvalidReferenceError):
+            adapter_name(wrong)
+
+
+@pytest.mark.parametrize("text", ["", "9f2c", "g" * 64, "A" * 64, "0" * 65, "0" * 64 + "\n"])
+def test_a_version_is_64_hexadecimal_digits(text: str):
+    assert version_id("0" * 64) == "0" * 64
+    with pytest.raises(InvalidReferenceError, match="not the id of a version"):
+        version_id(text)
+
+
+def test_a_fingerprint_is_what_a_model_is_and_not_what_it_is_called():
+    one = ModelFingerprint(name="here", config_sha256="a" * 64, weights_sha256="b" * 64)
+    assert replace(one, name="there") == one
+    assert replace(one, weights_sha256="c" * 64) != one
+    assert replace(one, config_sha256="c" * 64) != one
+    assert str(one) == "here (config aaaaaaaaaaaa, weights bbbbbbbbbbbb)"

@@ -38,6 +38,7 @@
         CorruptArchiveError
         CorruptManifestError
         CorruptGridError
+        CorruptStoreError
         ChecksumMismatchError
         NonFiniteLogitsError
         NonFiniteEmbeddingError
@@ -330,8 +331,23 @@ class CorruptGridError(CorruptError):
         self.file = str(file)
 
 
+class CorruptStoreError(CorruptError):
+    """Report a store of adapters whose database cannot be read.
+
+    Attributes:
+        file: Path of the database, as text.
+    """
+
+    def __init__(self, file: object, problem: str) -> None:
+        super().__init__(
+            f"{file} is damaged: {problem}",
+            hint="Restore it from a copy; the payloads beside it are as they were.",
+        )
+        self.file = str(file)
+
+
 class ChecksumMismatchError(CorruptError):
-    """Report a file whose length or hash is not the one its registry promised."""
+    """Report content whose length or hash is not the one that was promised."""
 
 
 class NonFiniteLogitsError(CorruptError):

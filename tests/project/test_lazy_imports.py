@@ -14,6 +14,7 @@ import pytest
         "hyprstream.catalog.catalog",
         "hyprstream.engine.request",
         "hyprstream.runtime.settings",
+        "hyprstream.store.store",
     ],
 )
 def test_imports_neither_torch_nor_numpy(module):

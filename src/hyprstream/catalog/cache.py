@@ -25,7 +25,14 @@ from urllib.parse import quote
 
 from hyprstream.catalog import manifest
 from hyprstream.catalog.card import FileEntry, ModelCard, Progress, SilentProgress
-from hyprstream.catalog.files import (
+from hyprstream.catalog.staging import Staging
+from hyprstream.errors import (
+    CacheBusyError,
+    CorruptManifestError,
+    InvalidReferenceError,
+    ModelNotFoundError,
+)
+from hyprstream.files import (
     inside,
     link,
     lock,
@@ -33,13 +40,6 @@ from hyprstream.catalog.files import (
     storage,
     sync_folder,
     write_atomic,
-)
-from hyprstream.catalog.staging import Staging
-from hyprstream.errors import (
-    CacheBusyError,
-    CorruptManifestError,
-    InvalidReferenceError,
-    ModelNotFoundError,
 )
 from hyprstream.refs import ModelRef
 

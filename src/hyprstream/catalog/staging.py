@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from hyprstream.catalog.card import FileEntry
-from hyprstream.catalog.files import storage
 from hyprstream.errors import ChecksumMismatchError, StorageFullError
+from hyprstream.files import storage
 from hyprstream.refs import ModelRef
 
 

@@ -18,9 +18,9 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from hyprstream.catalog.card import Progress, model_entries
-from hyprstream.catalog.files import CHUNK_BYTES
 from hyprstream.catalog.staging import Staging
 from hyprstream.errors import CorruptArchiveError, InvalidReferenceError, ModelNotFoundError
+from hyprstream.files import CHUNK_BYTES
 
 _DATA_SUFFIXES = frozenset({".safetensors", ".json", ".jinja", ".txt", ".model", ".md"})
 _LICENSE = re.compile(r"(LICENSE|LICENCE|NOTICE|COPYING)[A-Za-z0-9._-]*")

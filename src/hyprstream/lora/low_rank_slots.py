@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hyprstream.errors import IncompatibleAdapterError
 from hyprstream.lora.delta import BASE_SLOT, BankLimits, Delta
+from hyprstream.lora.native_rows import NativeRows, RowGroups
 from hyprstream.lora.ops import Share, cut, low_rank_product, storage_dtype
 from hyprstream.lora.regions import Region, Regions
 from hyprstream.lora.rows import Rows, by_slot, nothing
@@ -57,11 +58,18 @@ class LowRankSlots:
 
     Invariants, checked by `test_bank_properties.py`: whatever was written before, a slot
     adds exactly what was written to it last; all values are finite.
+
+    Attributes:
+        native: The kernel for few rows, if there is one. Stacks are then in the dtype of
+            activations; torch is faster with float32.
     """
 
-    def __init__(self, limits: BankLimits) -> None:
+    def __init__(self, limits: BankLimits, *, uses_native: bool = True) -> None:
         self._limits = limits
-        self._dtype = storage_dtype(limits.dtype, limits.device)
+        self.native = NativeRows.open(limits.dtype, limits.device) if uses_native else None
+        self._dtype = (
+            storage_dtype(limits.dtype, limits.device) if self.native is None else limits.dtype
+        )
         self._capacity = limits.num_slots * limits.max_rank
         self._num_rows = 0
         self._regions = Regions(self._capacity)
@@ -121,6 +129,17 @@ class LowRankSlots:
     def stack(self, path: str) -> Stack:
         """Return the ranks of all slots at a layer that some slot has changed."""
         return self._stacks[path]
+
+    def groups(self, slots: Sequence[int], path: str) -> RowGroups:
+        """Group the rows of a batch whose slots add something to a layer."""
+        regions = self._regions.regions
+        return RowGroups.of(
+            [
+                (regions[slot], rows)
+                for slot, rows in by_slot(slots).items()
+                if path in self.paths(slot)
+            ]
+        )
 
     def blocks(self, slots: Sequence[int]) -> "list[Block]":
         """Cut a batch into blocks."""
@@ -223,12 +242,14 @@ class Block:
 
 
 class LowRankView:
-    """What the slots of one step add; the batch is cut into blocks once, when first asked."""
+    """What the slots of one step add; the batch is grouped once, when first asked."""
 
     def __init__(self, bank: LowRankSlots, slots: Sequence[int]) -> None:
         self._bank = bank
         self._slots = slots
-        self._paths = frozenset[str]().union(*(bank.paths(slot) for slot in set(slots)))
+        self._used = sorted(set(slots))
+        self._paths = frozenset[str]().union(*(bank.paths(slot) for slot in self._used))
+        self._groups: dict[tuple[int, ...], RowGroups] = {}
 
     @cached_property
     def _blocks(self) -> list[Block]:
@@ -240,6 +261,9 @@ class LowRankView:
         if path not in self._paths:
             return None
         stack = self._bank.stack(path)
+        native = self._bank.native
+        if native is not None and native.takes(x):
+            return native.product(x, stack.a, stack.b, self._groups_at(path))
         blocks = [block for block in self._blocks if path in block.paths]
         if blocks[0].rows.is_all:
             return blocks[0].product(stack, x)
@@ -247,6 +271,13 @@ class LowRankView:
         for block in blocks:
             added = block.rows.put(added, block.product(stack, block.rows.take(x)))
         return added
+
+    def _groups_at(self, path: str) -> RowGroups:
+        # Adapters mostly change the same layers, so that there is one grouping for all.
+        adding = tuple(slot for slot in self._used if path in self._bank.paths(slot))
+        if adding not in self._groups:
+            self._groups[adding] = self._bank.groups(self._slots, path)
+        return self._groups[adding]
 
     def select(self, rows: Int[Tensor, " N"]) -> "LowRankView | None":
         """Return the view of chosen rows of the step."""

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 
 from hyprstream.errors import HyprstreamError
+from hyprstream.kernels.native import open_kernels
 from hyprstream.refs import ModelRef
 from hyprstream.runtime.device import choose_device, computes_bfloat16
 from hyprstream.runtime.models import open_catalog
@@ -47,6 +48,7 @@ def environment_report(settings: Settings) -> list[Check]:
         _torch,
         _processor,
         _dtype,
+        _kernels,
         _threads,
         _memory,
         lambda: _disk(settings),
@@ -84,6 +86,17 @@ def _dtype() -> Check:
         status="warn",
         detail="bfloat16 is not native; auto takes float32",
         hint="Prompts are read more slowly; nothing to do on this processor.",
+    )
+
+
+def _kernels() -> Check:
+    if open_kernels() is not None:
+        return Check(name="kernels", status="ok", detail="compiled for this machine")
+    return Check(
+        name="kernels",
+        status="warn",
+        detail="not compiled; adapters are slower on the processor",
+        hint="Install a C++ compiler, then install hyprstream again.",
     )
 
 

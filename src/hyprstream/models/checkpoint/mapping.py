@@ -9,10 +9,12 @@ with SIGBUS, which no program survives. Replace model files by renaming, never b
 
 import math
 import mmap
+import os
 import platform
 import stat
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -29,6 +31,30 @@ _NO_RESERVE = (
 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileState:
+    """Which file a path leads to, and when it was last written: equal states, equal content.
+
+    Except that a file may be written twice within one tick of the clock.
+    """
+
+    device: int
+    inode: int
+    size_bytes: int
+    modified_ns: int
+
+    @classmethod
+    def of(cls, file: Path | int) -> "FileState":
+        """Ask the system about a path or an open file."""
+        found = os.stat(file)  # noqa: PTH116 - a descriptor has no path
+        return cls(
+            device=found.st_dev,
+            inode=found.st_ino,
+            size_bytes=found.st_size,
+            modified_ns=found.st_mtime_ns,
+        )
+
+
 class MappedFile:
     """A read-only view of one file.
 
@@ -42,12 +68,14 @@ class MappedFile:
         file: Path of the file.
         data: The mapping. It is never closed by hand: tensors point into it.
         size_bytes: Length of the file when it was mapped.
+        state: What the system said of it then; `FileState.of` tells whether it still does.
     """
 
-    def __init__(self, file: Path, data: mmap.mmap) -> None:
+    def __init__(self, file: Path, data: mmap.mmap, state: "FileState") -> None:
         self.file = file
         self.data = data
         self.size_bytes = len(data)
+        self.state = state
 
     @classmethod
     def open(cls, file: Path) -> "MappedFile":
@@ -70,6 +98,7 @@ class MappedFile:
             ) from error
         with stream:
             try:
+                state = FileState.of(stream.fileno())
                 data = mmap.mmap(
                     stream.fileno(),
                     0,
@@ -83,7 +112,7 @@ class MappedFile:
                     f"{file} cannot be mapped into memory: {error.strerror}",
                     hint="Free memory or raise the process's limits, and try again.",
                 ) from error
-        return cls(file, data)
+        return cls(file, data, state)
 
     def rows(self, offset: int, shape: Sequence[int]) -> UInt8[Tensor, "..."]:
         """Give the bytes from `offset` on, shaped; no copy."""

@@ -82,6 +82,11 @@ class Checkpoint(Protocol):
         """Give the length of all its files together."""
         ...
 
+    @property
+    def files(self) -> tuple[MappedFile, ...]:
+        """Give the files that are mapped."""
+        ...
+
     def __contains__(self, name: str) -> bool: ...
 
     def names(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The file operations that the model cache is made of: stay inside, replace whole, lock, hash.
+"""The file operations that whatever is kept on disk is made of: stay inside, replace whole, lock.
 
 Everything here is safe against a kill at any moment: a file has its final name only when all
 of it is on the disk, and a lock ends with the process that holds it.
@@ -11,8 +11,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
-from hyprstream.catalog.card import Progress
 from hyprstream.errors import (
     CacheBusyError,
     InvalidReferenceError,
@@ -28,8 +28,21 @@ _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, e
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV})
 
 
+@runtime_checkable
+class Waiting(Protocol):
+    """Follows waiting: is told that a lock is held by somebody else, and when it no longer is."""
+
+    def start(self, name: str, total_bytes: None) -> None:
+        """Begin to wait for what `name` says; how long is not known."""
+        ...
+
+    def done(self) -> None:
+        """End the waiting."""
+        ...
+
+
 def inside(root: Path, *parts: str) -> Path:
-    """Join names to a folder; the one place where text becomes a path of the cache.
+    """Join names to a folder; the one place where text becomes a path.
 
     Raises:
         InvalidReferenceError: The result would lie outside `root`, symbolic links followed.
@@ -56,14 +69,14 @@ def storage(folder: Path) -> Iterator[None]:
         if error.errno in _FULL:
             raise StorageFullError(
                 f"no room left to write under {folder}: {reason}",
-                hint="Free some space, or keep the model cache on another disk.",
+                hint=f"Free some space, or keep {folder} on another disk.",
             ) from error
         if error.errno in _FORBIDDEN:
             raise InvalidSettingsError(
-                f"the model cache {folder} cannot be used: {reason}",
-                hint="Make the folder writable, or keep the model cache in another one.",
+                f"the folder {folder} cannot be used: {reason}",
+                hint="Make the folder writable, or choose another one.",
             ) from error
-        raise UnavailableError(f"the model cache {folder} failed: {reason}") from error
+        raise UnavailableError(f"the folder {folder} failed: {reason}") from error
 
 
 def write_atomic(file: Path, content: bytes, *, scratch: Path) -> None:
@@ -105,7 +118,7 @@ def link(existing: Path, file: Path) -> None:
             raise
         raise InvalidSettingsError(
             f"the file system of {file.parent} has no hard links: {error.strerror}",
-            hint="Keep the model cache on another disk.",
+            hint=f"Keep {file.parent} on another disk.",
         ) from error
 
 
@@ -116,33 +129,54 @@ def sha256_of(file: Path) -> str:
 
 
 @contextmanager
-def lock(file: Path, what: str, progress: Progress | None) -> Iterator[None]:
+def lock(file: Path, what: str, waiting: Waiting | None) -> Iterator[None]:
     """Hold the lock that `file` stands for, against other processes and other threads.
 
     Args:
         file: Made if absent, and left behind: removing it would let two holders in.
         what: What the lock guards, for the message.
-        progress: Told about waiting for another holder; None does not wait.
+        waiting: Told about waiting for another holder; None does not wait.
 
     Raises:
         CacheBusyError: Another holder has it, and waiting is not wanted.
     """
-    with storage(file.parent):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = _open_lock(file)
     try:
         with storage(file.parent):
             if not _try_lock(descriptor):
-                if progress is None:
+                if waiting is None:
                     raise CacheBusyError(
                         f"another process is working on {what}", hint="Try again when it is done."
                     )
-                progress.start(f"waiting for another process that works on {what}", None)
+                waiting.start(f"waiting for another process that works on {what}", None)
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
-                progress.done()
+                waiting.done()
         yield
     finally:
         os.close(descriptor)  # ends the lock
+
+
+@contextmanager
+def hold(file: Path, *, shared: bool) -> Iterator[None]:
+    """Wait for the lock that `file` stands for and hold it, alone or with others that share it.
+
+    Args:
+        file: As in `lock`, with which it excludes itself.
+        shared: Admit others who share it.
+    """
+    descriptor = _open_lock(file)
+    try:
+        with storage(file.parent):
+            fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _open_lock(file: Path) -> int:
+    with storage(file.parent):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
 
 
 def _try_lock(descriptor: int) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typing_extensions import override
 
-from hyprstream.catalog import files
+from hyprstream import files
 from hyprstream.errors import (
     CacheBusyError,
     HyprstreamError,

@@ -1,0 +1,30 @@
+"""The compiled kernels, from Python: addresses and sizes, nothing else."""
+
+import ctypes
+from pathlib import Path
+from typing import Literal
+
+FILE = Path(__file__).with_name("libnative.so")
+"""Where the installation puts what it compiles from `native.cpp`."""
+
+Kind = Literal[0, 1]
+"""What numbers are: 0 for float32, 1 for bfloat16."""
+
+
+class Kernels:
+    """What `native.cpp` offers. Nothing is checked: whoever calls knows that sizes are right."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        pointer, size = ctypes.c_void_p, ctypes.c_int64
+        self.low_rank = library.hyprstream_low_rank
+        """Products with low-rank adapters: see `native.cpp` for the parameters."""
+        self.low_rank.argtypes = [size, *[pointer] * 4, *[size] * 4, *[pointer] * 3]
+        self.low_rank.restype = None
+
+
+def open_kernels(file: Path = FILE) -> Kernels | None:
+    """Load what was compiled; None if nothing was, or for another machine."""
+    try:
+        return Kernels(ctypes.CDLL(str(file)))
+    except (OSError, AttributeError):
+        return None

@@ -1,0 +1,105 @@
+"""A few rows of a batch times their low-rank adapters, in one call of the native kernel.
+
+Where rows are few, torch spends its time on calls and on ranks that belong to other rows.
+The kernel reads each adapter once, as it lies in the stacks, and nothing else. The equal in
+torch is `low_rank_product`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hyprstream.kernels.native import Kernels, Kind, open_kernels
+from hyprstream.lora.regions import Region
+
+MAX_ROWS = 64
+"""From so many rows on, products in torch are as fast: they reuse what they have read."""
+
+_KINDS: dict[torch.dtype, Kind] = {torch.float32: 0, torch.bfloat16: 1}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RowGroups:
+    """Which rows of a batch use which ranks.
+
+    Attributes:
+        ranks: Begin and end of the ranks of each group, within the stacks.
+        ends: Where the rows of each group end in `rows`.
+        rows: The rows of all groups, one group after the other; others get nothing.
+    """
+
+    ranks: Int[Tensor, "G 2"]
+    ends: Int[Tensor, " G"]
+    rows: Int[Tensor, " N"]
+
+    @classmethod
+    def of(cls, groups: Sequence[tuple[Region, Sequence[int]]]) -> "RowGroups":
+        """Make them from the region and the rows of each group."""
+        ends, rows = [], list[int]()
+        for _, members in groups:
+            rows += members
+            ends.append(len(rows))
+        regions = [(region.start, region.stop) for region, _ in groups]
+        return cls(
+            torch.tensor(regions, dtype=torch.int32).view(-1, 2),
+            torch.tensor(ends, dtype=torch.int32),
+            torch.tensor(rows, dtype=torch.int32),
+        )
+
+
+class NativeRows:
+    """The kernel for one dtype of activations and stacks."""
+
+    def __init__(self, kernels: Kernels, kind: Kind) -> None:
+        self._low_rank = kernels.low_rank
+        self._kind = kind
+
+    @classmethod
+    def open(cls, dtype: torch.dtype, device: torch.device) -> "NativeRows | None":
+        """Return the kernel, if it was compiled and is for this dtype and device."""
+        if device.type != "cpu" or dtype not in _KINDS:
+            return None
+        kernels = open_kernels()
+        return None if kernels is None else cls(kernels, _KINDS[dtype])
+
+    @staticmethod
+    def takes(x: Tensor) -> bool:
+        """Tell whether the kernel is for such rows: few, and no gradient is wanted."""
+        return len(x) <= MAX_ROWS and not (x.requires_grad and torch.is_grad_enabled())
+
+    def product(
+        self,
+        x: Float[Tensor, "T I"],
+        a: Float[Tensor, "R I"],
+        b: Float[Tensor, "R O"],
+        groups: RowGroups,
+    ) -> Float[Tensor, "T O"]:
+        """Return what the groups' ranks add to their rows, and -0 for all others.
+
+        Products and sums are float32, and the same for a row whatever the others are.
+
+        Args:
+            x: Rows of a batch, in the dtype of the stacks.
+            a: Stacked ranks, going in; dense.
+            b: The same, coming out.
+            groups: Which rows use which.
+        """
+        x = x.contiguous()
+        added = x.new_empty(x.shape[0], b.shape[1])
+        self._low_rank(
+            self._kind,
+            x.data_ptr(),
+            a.data_ptr(),
+            b.data_ptr(),
+            added.data_ptr(),
+            *x.shape,
+            b.shape[1],
+            len(groups.ends),
+            groups.ranks.data_ptr(),
+            groups.ends.data_ptr(),
+            groups.rows.data_ptr(),
+        )
+        return added

@@ -1,0 +1,1 @@
+"""Adapters on disk: immutable versions, named by their content, and names that move."""
