@@ -51,6 +51,7 @@ def hyprstream(file: Path, option: str) -> Step:
     from hyprstream.lora.spec import LoraSpec
     from hyprstream.models.decoder import Decoder
     from hyprstream.models.load import open_model
+    from hyprstream.refs import AdapterName
     from hyprstream.runtime.device import choose_dtype, settle_memory
     from hyprstream.train.config import TrainConfig
     from hyprstream.train.sample import Sample
@@ -65,15 +66,15 @@ def hyprstream(file: Path, option: str) -> Step:
     )
     assert isinstance(model, Decoder)
     settle_memory()
-    trainer = Trainer(model)
+    trainer, name = Trainer(model), AdapterName("a")
     spec = LoraSpec(rank=RANK, alpha=2 * RANK, targets=TARGETS)
     config = TrainConfig(learning_rate=LEARNING_RATE, recompute=option == "recompute")
-    trainer.open("a", create(spec, model.linears), spec=spec, config=config)
+    trainer.open(name, create(spec, model.linears), spec=spec, config=config)
 
     def step(case: Case) -> float:
         samples = [Sample.answer(ids[:begin], ids[begin:]) for ids, begin in case.samples()]
-        trainer.accumulate("a", samples)
-        return trainer.apply("a").loss
+        trainer.accumulate(name, samples)
+        return trainer.apply(name).loss
 
     return step
 

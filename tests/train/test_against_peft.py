@@ -5,6 +5,7 @@ import torch
 
 from hyprstream.lora.trainable import TrainableLora
 from hyprstream.models.decoder import Decoder
+from hyprstream.refs import AdapterName
 from hyprstream.train.backward import Objective, backward
 from hyprstream.train.collate import collate
 from hyprstream.train.config import TrainConfig
@@ -20,6 +21,7 @@ SAMPLES = [
     Sample((3, 1, 4, 1, 5, 9, 2, 6), (True, False, True, True, False, False, True, False), 2.5),
 ]
 TRY = pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2"])
+A = AdapterName("a")
 
 
 def both(family: str, folder, *, empty: bool = False) -> tuple[Decoder, object]:
@@ -62,7 +64,7 @@ def test_steps_of_adamw_give_the_same_weights(max_grad_norm, tmp_path):
         total_steps=4,
     )
     trainer = Trainer(model)
-    trainer.open("a", to_weights(wrapped), spec=SPEC, config=config)
+    trainer.open(A, to_weights(wrapped), spec=SPEC, config=config)
     parameters = [p for pair in modules(wrapped).values() for p in pair]
     optimizer = torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / 4)
@@ -72,14 +74,14 @@ def test_steps_of_adamw_give_the_same_weights(max_grad_norm, tmp_path):
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm or float("inf"))
         optimizer.step()
-        trainer.accumulate("a", SAMPLES)
-        report = trainer.apply("a")
+        trainer.accumulate(A, SAMPLES)
+        report = trainer.apply(A)
         assert report.step == step
         assert report.loss == pytest.approx(loss.item(), rel=1e-4)
         assert report.grad_norm == pytest.approx(norm.item(), rel=1e-3)
         assert report.learning_rate == pytest.approx(schedule.get_last_lr()[0])
         schedule.step()
-    ours, theirs = trainer.snapshot("a"), to_weights(wrapped)
+    ours, theirs = trainer.snapshot(A), to_weights(wrapped)
     assert ours.modules.keys() == theirs.modules.keys()
     for path, delta in theirs.modules.items():
         found = ours.modules[path]

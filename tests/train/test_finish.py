@@ -16,6 +16,7 @@ from hyprstream.lora.spec import LoraSpec
 from hyprstream.lora.weights import LoraWeights, pack, unpack
 from hyprstream.models.decoder import Decoder
 from hyprstream.models.load import open_model
+from hyprstream.refs import AdapterName
 from hyprstream.train.config import FinishConfig, TrainConfig
 from hyprstream.train.finish import Finish
 from hyprstream.train.fit import batches, fit
@@ -29,6 +30,7 @@ from tests.models.reference import load_decoder, make_model, variants
 LENGTH = 64
 SPEC = LoraSpec(rank=8, alpha=16, targets=("q_proj", "v_proj", "up_proj", "down_proj"))
 SAMPLES = [Sample.text([5, 9, 17, 3, 5, 9, 17, 3]), Sample.answer([1, 2, 3], [4, 5, 6, 7])]
+A = AdapterName("a")
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +66,9 @@ def test_a_finish_beats_rounding_what_was_trained_as_long(test_data):
     samples, held_out = samples[:-24], samples[-24:]
     trainer = Trainer(model)
     config = TrainConfig(learning_rate=1e-2, batch_tokens=4 * LENGTH)
-    trainer.open("a", create(SPEC, model.linears), spec=SPEC, config=config)
-    list(fit(trainer, "a", samples, num_steps=20))
-    weights = trainer.snapshot("a")
+    trainer.open(A, create(SPEC, model.linears), spec=SPEC, config=config)
+    list(fit(trainer, A, samples, num_steps=20))
+    weights = trainer.snapshot(A)
 
     finishing = FinishConfig(
         coarseness=3.5, rate_weight=0.15, num_steps=15, batch_tokens=4 * LENGTH
@@ -82,9 +84,9 @@ def test_a_finish_beats_rounding_what_was_trained_as_long(test_data):
         losses = trainer.evaluate(unpack(tensors), held_out)
         return sum(losses) / len(losses)
 
-    list(fit(trainer, "a", samples, num_steps=15))  # as much training without rounding
+    list(fit(trainer, A, samples, num_steps=15))  # as much training without rounding
     target = Target(size_bytes=len(data))
-    rounded = neural.encode(pack(trainer.snapshot("a")), target=target)
+    rounded = neural.encode(pack(trainer.snapshot(A)), target=target)
     assert len(rounded.data) <= len(data)
     assert loss(decoded) < loss(neural.decode(rounded.data)) - 0.05
     assert reports[-1].bits_per_value < reports[0].bits_per_value

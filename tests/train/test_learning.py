@@ -9,6 +9,7 @@ from hyprstream.lora.gradients import WeightGradients
 from hyprstream.lora.spec import LoraSpec
 from hyprstream.models.decoder import Decoder
 from hyprstream.models.load import open_model
+from hyprstream.refs import AdapterName
 from hyprstream.train.backward import Objective, backward
 from hyprstream.train.collate import collate
 from hyprstream.train.config import TrainConfig
@@ -21,6 +22,7 @@ LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 LENGTH = 64
 NUM_STEPS = 24
 NUM_HELD_OUT = 24
+A = AdapterName("a")
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +63,10 @@ def learn(model: Decoder, corpus, spec: LoraSpec, rate: float, **options) -> tup
     trainer = Trainer(model)
     before = trainer.evaluate(None, held_out)
     assert trainer.evaluate(start, held_out) == pytest.approx(before)
-    trainer.open("a", start, spec=spec, config=config)
-    reports = list(fit(trainer, "a", samples, num_steps=NUM_STEPS))
+    trainer.open(A, start, spec=spec, config=config)
+    reports = list(fit(trainer, A, samples, num_steps=NUM_STEPS))
     assert reports[-1].loss < reports[0].loss
-    after = trainer.evaluate(trainer.snapshot("a"), held_out)
+    after = trainer.evaluate(trainer.snapshot(A), held_out)
     return sum(before) / len(before), sum(after) / len(after)
 
 

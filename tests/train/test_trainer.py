@@ -21,6 +21,7 @@ from hyprstream.lora.kinds.sparse import Sparse
 from hyprstream.lora.spec import LoraSpec
 from hyprstream.lora.trainable import TrainableLora
 from hyprstream.lora.weights import LoraWeights
+from hyprstream.refs import AdapterName
 from hyprstream.train import loss as loss_module
 from hyprstream.train.backward import Objective, backward
 from hyprstream.train.collate import collate
@@ -43,6 +44,7 @@ SAMPLES = [
 TARGETS = ("q_proj", "v_proj", "down_proj", "lm_head")
 SPEC = LoraSpec(rank=4, alpha=8, targets=TARGETS)
 CONFIG = TrainConfig(learning_rate=1e-2)
+A, B = AdapterName("a"), AdapterName("b")
 
 
 @pytest.fixture(scope="module")
@@ -59,13 +61,13 @@ def start(model, spec: LoraSpec = SPEC, seed: int = 1) -> LoraWeights:
 def after_steps(model, config: TrainConfig, portions, spec: LoraSpec = SPEC, num_steps: int = 2):
     """The adapter after steps whose samples come in portions."""
     trainer = Trainer(model)
-    trainer.open("a", start(model, spec), spec=spec, config=config)
+    trainer.open(A, start(model, spec), spec=spec, config=config)
     reports = []
     for _ in range(num_steps):
         for portion in portions:
-            trainer.accumulate("a", portion)
-        reports.append(trainer.apply("a"))
-    return trainer.snapshot("a"), reports
+            trainer.accumulate(A, portion)
+        reports.append(trainer.apply(A))
+    return trainer.snapshot(A), reports
 
 
 def assert_close(ours: LoraWeights, theirs: LoraWeights, atol: float = 1e-4) -> None:
@@ -126,14 +128,14 @@ def test_a_pull_on_anchors_holds_the_adapter_where_the_base_is(model):
     def divergence(pull: float) -> tuple[float, float]:
         trainer = Trainer(model)
         config = TrainConfig(learning_rate=2e-2, base_pull=pull)
-        trainer.open("a", start(model), spec=SPEC, config=config)
+        trainer.open(A, start(model), spec=SPEC, config=config)
         reports = []
         for _ in range(12):
-            trainer.accumulate("a", lessons, anchors=anchors)
-            reports.append(trainer.apply("a"))
+            trainer.accumulate(A, lessons, anchors=anchors)
+            reports.append(trainer.apply(A))
         report = reports[-1]
         ids = torch.tensor(anchors[0].token_ids)
-        view = TrainableLora(trainer.snapshot("a"), device=CPU)
+        view = TrainableLora(trainer.snapshot(A), device=CPU)
         before, after = (packed_logits(model, [ids], v)[0].log_softmax(-1) for v in (None, view))
         moved = F.kl_div(after, before, reduction="batchmean", log_target=True).item()
         assert (report.pull > 0) == (pull > 0)
@@ -169,9 +171,9 @@ def test_the_same_calls_give_the_same_bits_and_another_seed_others(model):
     def trained(seed: int) -> str:
         config = dataclasses.replace(CONFIG, seed=seed, batch_tokens=32, accumulation=2)
         trainer = Trainer(model)
-        trainer.open("a", start(model, spec), spec=spec, config=config)
-        assert len(list(fit(trainer, "a", SAMPLES, num_steps=3))) == 3
-        return trainer.snapshot("a").fingerprint()
+        trainer.open(A, start(model, spec), spec=spec, config=config)
+        assert len(list(fit(trainer, A, SAMPLES, num_steps=3))) == 3
+        return trainer.snapshot(A).fingerprint()
 
     assert trained(1) == trained(1) != trained(2)
 
@@ -191,33 +193,33 @@ def test_adapters_are_trained_beside_one_another_and_on_serving_threads(model):
     alone, _ = after_steps(model, CONFIG, [SAMPLES])
     trainer = Trainer(model)
     with torch.inference_mode():
-        for name in ("a", "b"):
+        for name in (A, B):
             trainer.open(name, start(model), spec=SPEC, config=CONFIG)
         for _ in range(2):
-            trainer.accumulate("b", SAMPLES[:1])
-            trainer.accumulate("a", SAMPLES)
-            trainer.apply("a")
-            trainer.apply("b")
-    assert trainer.snapshot("a").fingerprint() == alone.fingerprint()
-    assert trainer.snapshot("b").fingerprint() != alone.fingerprint()
+            trainer.accumulate(B, SAMPLES[:1])
+            trainer.accumulate(A, SAMPLES)
+            trainer.apply(A)
+            trainer.apply(B)
+    assert trainer.snapshot(A).fingerprint() == alone.fingerprint()
+    assert trainer.snapshot(B).fingerprint() != alone.fingerprint()
     assert trainer.names == ["a", "b"]
-    trainer.close("b")
+    trainer.close(B)
     assert trainer.names == ["a"]
 
 
 def test_a_reset_leaves_nothing_of_the_past(model):
     fresh, reports = after_steps(model, CONFIG, [SAMPLES])
     trainer = Trainer(model)
-    trainer.open("a", random_adapter({"lm_head": model.linears["lm_head"]}, [2], 1), spec=SPEC,
+    trainer.open(A, random_adapter({"lm_head": model.linears["lm_head"]}, [2], 1), spec=SPEC,
                  config=CONFIG)  # fmt: skip
-    trainer.accumulate("a", SAMPLES)
-    trainer.apply("a")
-    trainer.accumulate("a", SAMPLES[1:])
-    trainer.reset("a", start(model))
+    trainer.accumulate(A, SAMPLES)
+    trainer.apply(A)
+    trainer.accumulate(A, SAMPLES[1:])
+    trainer.reset(A, start(model))
     for report in reports:
-        trainer.accumulate("a", SAMPLES)
-        assert trainer.apply("a") == report
-    assert trainer.snapshot("a").fingerprint() == fresh.fingerprint()
+        trainer.accumulate(A, SAMPLES)
+        assert trainer.apply(A) == report
+    assert trainer.snapshot(A).fingerprint() == fresh.fingerprint()
 
 
 def explosive(model) -> LoraWeights:
@@ -230,18 +232,18 @@ def explosive(model) -> LoraWeights:
 
 def test_a_step_that_is_no_number_is_not_taken(model):
     trainer = Trainer(model)
-    trainer.open("a", explosive(model), spec=dataclasses.replace(SPEC, rank=1), config=CONFIG)
-    before = trainer.snapshot("a").fingerprint()
+    trainer.open(A, explosive(model), spec=dataclasses.replace(SPEC, rank=1), config=CONFIG)
+    before = trainer.snapshot(A).fingerprint()
     with pytest.raises(NonFiniteTrainingError, match="the loss"):
-        trainer.accumulate("a", SAMPLES)
-    assert trainer.snapshot("a").fingerprint() == before
+        trainer.accumulate(A, SAMPLES)
+    assert trainer.snapshot(A).fingerprint() == before
     with pytest.raises(InvalidRequestError, match="no samples"):
-        trainer.apply("a")  # nothing is left of the step
+        trainer.apply(A)  # nothing is left of the step
     with pytest.raises(NonFiniteTrainingError):
         trainer.evaluate(explosive(model), SAMPLES)
-    trainer.reset("a", start(model))
-    trainer.accumulate("a", SAMPLES)
-    assert trainer.apply("a").loss > 0
+    trainer.reset(A, start(model))
+    trainer.accumulate(A, SAMPLES)
+    assert trainer.apply(A).loss > 0
 
 
 def test_a_gradient_that_is_no_number_is_not_taken(model):
@@ -251,40 +253,40 @@ def test_a_gradient_that_is_no_number_is_not_taken(model):
         {"lm_head": LowRank(torch.full((inputs, 1), 1e37), torch.zeros(1, outputs))}
     )
     trainer = Trainer(model)
-    trainer.open("a", steep, spec=dataclasses.replace(SPEC, rank=1), config=CONFIG)
-    trainer.accumulate("a", SAMPLES)
+    trainer.open(A, steep, spec=dataclasses.replace(SPEC, rank=1), config=CONFIG)
+    trainer.accumulate(A, SAMPLES)
     with pytest.raises(NonFiniteTrainingError, match="the gradient"):
-        trainer.apply("a")
-    assert trainer.snapshot("a").fingerprint() == steep.fingerprint()
+        trainer.apply(A)
+    assert trainer.snapshot(A).fingerprint() == steep.fingerprint()
     with pytest.raises(InvalidRequestError, match="no samples"):
-        trainer.apply("a")  # nothing is left of the step
+        trainer.apply(A)  # nothing is left of the step
 
 
 def test_a_sample_that_does_not_fit_gives_up_the_step(model):
     trainer = Trainer(model)
-    trainer.open("a", start(model), spec=SPEC, config=CONFIG)
+    trainer.open(A, start(model), spec=SPEC, config=CONFIG)
     with pytest.raises(InvalidRequestError):
-        trainer.accumulate("a", [*SAMPLES, Sample.text([1, 97])])
+        trainer.accumulate(A, [*SAMPLES, Sample.text([1, 97])])
     with pytest.raises(InvalidRequestError, match="no samples"):
-        trainer.apply("a")
+        trainer.apply(A)
 
 
 def test_names_and_adapters_that_do_not_fit_are_refused(model):
     trainer = Trainer(model)
-    trainer.open("a", start(model), spec=SPEC, config=CONFIG)
+    trainer.open(A, start(model), spec=SPEC, config=CONFIG)
     with pytest.raises(AdapterExistsError):
-        trainer.open("a", start(model), spec=SPEC, config=CONFIG)
+        trainer.open(A, start(model), spec=SPEC, config=CONFIG)
     for call in (trainer.apply, trainer.snapshot, trainer.close, trainer.config):
         with pytest.raises(AdapterNotFoundError):
-            call("b")
+            call(B)
     strange = random_adapter({"layers.0.mlp.up_proj": (7, 9)}, [2], seed=1)
     with pytest.raises(IncompatibleAdapterError):
-        trainer.open("c", strange, spec=SPEC, config=CONFIG)
+        trainer.open(AdapterName("c"), strange, spec=SPEC, config=CONFIG)
     with pytest.raises(IncompatibleAdapterError):
         trainer.evaluate(strange, SAMPLES)
     with pytest.raises(InvalidSettingsError):
         trainer.open(
-            "c",
+            AdapterName("c"),
             start(model),
             spec=dataclasses.replace(SPEC, dropout=0.1),
             config=TrainConfig(recompute=True),

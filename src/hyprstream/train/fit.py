@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from hyprstream.errors import InvalidRequestError
+from hyprstream.refs import AdapterName
 from hyprstream.train.collate import packs
 from hyprstream.train.config import TrainConfig
 from hyprstream.train.sample import Sample
@@ -27,7 +28,7 @@ def batches(samples: Sequence[Sample], config: TrainConfig) -> Iterator[list[Sam
 
 
 def fit(
-    trainer: Trainer, name: str, samples: Sequence[Sample], *, num_steps: int
+    trainer: Trainer, name: AdapterName, samples: Sequence[Sample], *, num_steps: int
 ) -> Iterator[StepReport]:
     """Take steps, and report each.
 

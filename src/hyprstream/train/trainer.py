@@ -10,6 +10,7 @@ from hyprstream.lora.spec import LoraSpec
 from hyprstream.lora.trainable import TrainableLora
 from hyprstream.lora.weights import LoraWeights
 from hyprstream.models.decoder import Decoder
+from hyprstream.refs import AdapterName
 from hyprstream.train.backward import Objective, Sums, backward, learning, sample_losses
 from hyprstream.train.collate import collate, packs
 from hyprstream.train.config import TrainConfig
@@ -29,14 +30,14 @@ class Trainer:
 
     def __init__(self, model: Decoder) -> None:
         self._model = model
-        self._states: dict[str, TrainingState] = {}
+        self._states: dict[AdapterName, TrainingState] = {}
 
     @property
-    def names(self) -> list[str]:
+    def names(self) -> list[AdapterName]:
         """Names of the adapters under training."""
         return list(self._states)
 
-    def config(self, name: str) -> TrainConfig:
+    def config(self, name: AdapterName) -> TrainConfig:
         """Return how an adapter is trained.
 
         Raises:
@@ -45,7 +46,9 @@ class Trainer:
         return self._state(name).config
 
     @learning()
-    def open(self, name: str, start: LoraWeights, *, spec: LoraSpec, config: TrainConfig) -> None:
+    def open(
+        self, name: AdapterName, start: LoraWeights, *, spec: LoraSpec, config: TrainConfig
+    ) -> None:
         """Begin to train an adapter.
 
         Raises:
@@ -59,7 +62,7 @@ class Trainer:
             )
         self._states[name] = self._fresh(start, spec, config)
 
-    def close(self, name: str) -> None:
+    def close(self, name: AdapterName) -> None:
         """End the training of an adapter, without a trace of it.
 
         Raises:
@@ -70,7 +73,11 @@ class Trainer:
 
     @learning()
     def accumulate(
-        self, name: str, samples: Sequence[Sample], *, anchors: Sequence[Sample] | None = None
+        self,
+        name: AdapterName,
+        samples: Sequence[Sample],
+        *,
+        anchors: Sequence[Sample] | None = None,
     ) -> None:
         """Add samples to the coming step. In which portions they come makes no difference.
 
@@ -102,7 +109,7 @@ class Trainer:
             raise
 
     @learning()
-    def apply(self, name: str) -> StepReport:
+    def apply(self, name: AdapterName) -> StepReport:
         """Take one optimizer step along the mean gradient of what was accumulated.
 
         Raises:
@@ -134,7 +141,7 @@ class Trainer:
             view = TrainableLora(weights, device=self._model.device)
         return sample_losses(self._model, view, samples, batch_tokens)
 
-    def snapshot(self, name: str) -> LoraWeights:
+    def snapshot(self, name: AdapterName) -> LoraWeights:
         """Return an adapter as it is now, in float32; training goes on.
 
         Raises:
@@ -143,7 +150,7 @@ class Trainer:
         return self._state(name).lora.snapshot()
 
     @learning()
-    def reset(self, name: str, to: LoraWeights) -> None:
+    def reset(self, name: AdapterName, to: LoraWeights) -> None:
         """Go on from other weights, with nothing left of the past: steps are counted from 0.
 
         Raises:
@@ -183,7 +190,7 @@ class Trainer:
                     hint="Use the base model that the adapter was made for.",
                 )
 
-    def _state(self, name: str) -> TrainingState:
+    def _state(self, name: AdapterName) -> TrainingState:
         state = self._states.get(name)
         if state is None:
             raise AdapterNotFoundError(
