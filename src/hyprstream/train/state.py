@@ -82,9 +82,8 @@ class TrainingState:
         self._num_steps = 0
         self._watch: WeightGradients | None = None
 
-    @property
     def view(self) -> LoraView:
-        """What takes part in the forward passes of this step."""
+        """Return what takes part in the forward passes of this step."""
         if self.spec.sparsity and self.config.regrowth(self._num_steps):
             if self._watch is None:
                 self._watch = WeightGradients(self._layers, self._device)

@@ -172,7 +172,7 @@ class Trainer:
         for pack in packs(samples, state.config.batch_tokens):
             packed = collate(pack, self._model.config, self._model.device)
             recompute = state.config.recompute
-            sums = backward(self._model, state.view, packed, objective, recompute=recompute)
+            sums = backward(self._model, state.view(), packed, objective, recompute=recompute)
             if share is not None:
                 sums = Sums(pull=sums.pull * share, num_tokens=sums.num_tokens)
             state.pending.add(sums)
