@@ -99,6 +99,25 @@ def test_logits_come_in_pieces_and_change_nothing(model, monkeypatch):
     assert max(c.stop - c.start for c in loss_module.row_chunks(11, 97)) == 4
 
 
+def test_recomputing_keeps_little_for_the_backward_pass(model):
+    lora = TrainableLora(start(model), device=CPU)
+    packed = collate(SAMPLES, model.config, CPU)
+
+    def kept(*, recompute: bool) -> int:
+        sizes = {}
+
+        def note(tensor: torch.Tensor) -> torch.Tensor:
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            hidden = model.forward(packed.batch(model.config, lora, recompute=recompute))
+        assert hidden.requires_grad
+        return sum(sizes.values())
+
+    assert kept(recompute=True) < 0.3 * kept(recompute=False)
+
+
 def test_the_gradient_of_the_pull_is_that_of_the_divergence_of_whole_distributions(model):
     weights = random_adapter({p: model.linears[p] for p in start(model).modules}, [3], seed=2)
     sample = SAMPLES[1]
