@@ -5,7 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hyprstream.errors import InvalidDatasetError, InvalidInputError
@@ -158,6 +158,32 @@ def test_a_line_that_is_no_record_is_named(tmp_path, line, problem):
     assert failure.value.line == 3
     assert failure.value.file == str(file)
     assert f"{file}, line 3: " in str(failure.value)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner),
+    max_leaves=6,
+)
+ROLES = st.sampled_from(["user", "assistant", "system", "tool", ""])
+MESSAGES = st.lists(st.fixed_dictionaries({"role": ROLES | JSON, "content": JSON}), max_size=4)
+KEYS = st.sampled_from(["messages", "instruction", "input", "output", "prompt", "completion"])
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.binary(max_size=60)
+    | JSON.map(lambda value: json.dumps(value).encode())
+    | st.dictionaries(KEYS, JSON | MESSAGES).map(lambda value: json.dumps(value).encode())
+)
+def test_any_file_gives_samples_or_names_what_is_wrong(tmp_path, data: bytes):
+    file = tmp_path / "any.jsonl"
+    file.write_bytes(data)
+    try:
+        found = read_samples(file, maker())
+    except InvalidDatasetError:  # and nothing else
+        return
+    assert all(sample.num_computed <= 500 for sample in found)
 
 
 def test_files_that_are_none_and_files_without_end_are_refused(tmp_path):
