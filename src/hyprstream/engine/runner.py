@@ -39,6 +39,8 @@ _MAX_LOGITS = 1 << 23
 Weights = TypeVar("Weights")
 WeightsIn = TypeVar("WeightsIn", contravariant=True)  # noqa: PLC0105
 
+_NOTHING = Sampled()
+
 _Scored = tuple[Row, Answer, range]
 """A row, its state, and the tokens of the step whose logits are wanted."""
 
@@ -199,7 +201,7 @@ class ModelRunner(Generic[Weights]):
         for row in rows:
             begin, end = end, end + len(row.token_ids)
             state = self._sequences[row.sequence_id]
-            result = Sampled()
+            result = _NOTHING
             try:
                 if isinstance(state, Embedding):
                     result = Sampled(embedding=state.add(row.start, hidden[begin:end]))
@@ -253,10 +255,9 @@ class ModelRunner(Generic[Weights]):
             scores = sampled[row.sequence_id].prompt_logprobs
             try:
                 events = self._choose(row, answer.sampler, logits, best, begin)
-                result = Sampled(events=events, prompt_logprobs=scores)
+                sampled[row.sequence_id] = Sampled(events=events, prompt_logprobs=scores)
             except HyprstreamError as error:
-                result = Sampled(error=error)
-            sampled[row.sequence_id] = result
+                sampled[row.sequence_id] = Sampled(error=error)
 
     def _choose(
         self,
