@@ -215,6 +215,7 @@ def test_families_become_gguf_files(family, changes, test_data, tmp_path):
     write_fused(tmp_path / "out.gguf", open_model(base), host, weights, name="gguf")
     expected = ours(decoder, weights, IDS)
     assert_logits_equal(by_llama_cpp(tmp_path / "out.gguf", IDS), expected)
+    assert_logits_equal(packed_logits(load(tmp_path / "out.gguf")[0], [IDS], None)[0], expected)
 
 
 @pytest.mark.parametrize(
@@ -222,8 +223,9 @@ def test_families_become_gguf_files(family, changes, test_data, tmp_path):
     [
         ({"rope_parameters": LINEAR | {"rope_type": "dynamic"}}, "rotary scaling dynamic"),
         ({"model_type": "mistral", "sliding_window": 8}, "sliding window"),
+        ({"model_type": "qwen3", "attention_bias": True}, "no biases of a qwen3"),
     ],
-    ids=["rotary", "window"],
+    ids=["rotary", "window", "biases"],
 )
 def test_a_variant_without_a_known_form_is_refused(changes, message, tmp_path):
     family = changes.get("model_type", "llama")

@@ -110,6 +110,8 @@ def _check(config: ModelConfig) -> None:
         raise UnsupportedError(
             f"rotary scaling {', '.join(kinds)} is not turned into a GGUF file here", hint=_HINT
         )
+    if config.architecture == "qwen3" and config.attention_bias:
+        raise UnsupportedError("llama.cpp reads no biases of a qwen3 model's attention", hint=_HINT)
     if any(layer.window is not None for layer in config.attention):
         raise UnsupportedError("a sliding window is not turned into a GGUF file here", hint=_HINT)
 
