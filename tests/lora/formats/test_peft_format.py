@@ -341,8 +341,9 @@ def test_modules_that_the_settings_leave_out_are_no_part_of_it(folder, base, mod
 REAL = "lora/trained_on_stories260K"
 
 
-def test_a_really_trained_adapter_gives_its_recorded_logits(test_data):
-    decoder, host = load(test_data / "stories260K" / "hf")
+@pytest.mark.parametrize("base", ["hf", "gguf/stories260K-F32.gguf"])
+def test_a_really_trained_adapter_gives_its_recorded_logits(base, test_data):
+    decoder, host = load(test_data / "stories260K" / base)
     folder = test_data / REAL / "stories260K_r8_qv"
     imported = read_adapter(folder, host)
     assert imported.coverage.is_complete

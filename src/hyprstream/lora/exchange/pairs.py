@@ -94,14 +94,23 @@ def weights_of(pairs: Mapping[str, Pair], linears: Mapping[str, tuple[int, int]]
                 f"the model has {linears[path]} there",
                 hint="Use the adapter with the base model that it was trained on.",
             )
-    exact = {path: pair.b.double() * pair.scale for path, pair in pairs.items()}
     dtypes = {tensor.dtype for pair in pairs.values() for tensor in (pair.a, pair.b)}
     dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
-    if any(not torch.equal(folded, folded.to(dtype).double()) for folded in exact.values()):
+    # In double, one layer at a time: all of them would take twice the memory of the adapter.
+    if not all(_folds(pair, dtype) for pair in pairs.values()):
         dtype = torch.float32
     return LoraWeights(
-        {path: LowRank(pair.a.to(dtype).T, exact[path].to(dtype).T) for path, pair in pairs.items()}
+        {
+            path: LowRank(pair.a.to(dtype).T, (pair.b.double() * pair.scale).to(dtype).T)
+            for path, pair in pairs.items()
+        }
     )
+
+
+def _folds(pair: Pair, dtype: torch.dtype) -> bool:
+    """Tell whether B times the scale is in the dtype without rounding."""
+    folded = pair.b.double() * pair.scale
+    return torch.equal(folded, folded.to(dtype).double())
 
 
 def pairs_of(

@@ -111,13 +111,20 @@ def _alpha(file: GgufFile, path: Path) -> float:
     if metadata.get("adapter.type") != "lora":
         raise UnsupportedError(
             f"{path} is an adapter of type {str(metadata.get('adapter.type'))[:80]!r}; lora is "
-            "supported"
+            "supported",
+            hint="Use an adapter that convert_lora_to_gguf.py made of a LoRA.",
         )
     if metadata.get("adapter.alora.invocation_tokens"):
-        raise UnsupportedError(f"{path} begins to act at a token (aLoRA); this is not supported")
+        raise UnsupportedError(
+            f"{path} begins to act at a token (aLoRA); this is not supported",
+            hint="Use an ordinary LoRA.",
+        )
     alpha = metadata.get(_ALPHA)
     if not isinstance(alpha, float) or not 0 <= alpha < float("inf"):
-        raise InvalidAdapterError(f"{path}: {_ALPHA} is {str(alpha)[:80]}, no number from 0")
+        raise InvalidAdapterError(
+            f"{path}: {_ALPHA} is {str(alpha)[:80]}, no number from 0",
+            hint="The adapter is damaged; convert it again.",
+        )
     return alpha
 
 
@@ -138,7 +145,8 @@ def _stored(file: GgufFile, path: Path) -> dict[str, tuple[Tensor, Tensor]]:
         name, _, side = full_name.rpartition(".lora_")
         if side not in _SIDES or not name:
             raise UnsupportedError(
-                f"{path} holds {full_name[:120]!r}, which is no part of a low-rank product"
+                f"{path} holds {full_name[:120]!r}, which is no part of a low-rank product",
+                hint="Merge the adapter into its base model, and use that.",
             )
         found.setdefault(name, {})[side] = _values(file, full_name)
     for name, sides in found.items():
