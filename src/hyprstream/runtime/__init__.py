@@ -10,6 +10,20 @@ if TYPE_CHECKING:
     from hyprstream.catalog.card import Progress
     from hyprstream.catalog.catalog import Catalog
     from hyprstream.engine.request import Grammar, SamplingParams
+    from hyprstream.lora.spec import LoraSpec
+    from hyprstream.runtime.adapted import (
+        LoadedAdapter,
+        Recipe,
+        create_adapter,
+        load_adapter,
+    )
+    from hyprstream.runtime.adapters import (
+        AdapterDiff,
+        AdapterInfo,
+        Adapters,
+        Committed,
+        open_adapters,
+    )
     from hyprstream.runtime.device import set_threads
     from hyprstream.runtime.environment import Check, environment_report
     from hyprstream.runtime.info import ModelInfo, describe
@@ -17,41 +31,67 @@ if TYPE_CHECKING:
     from hyprstream.runtime.models import open_catalog
     from hyprstream.runtime.settings import Settings, load_settings
     from hyprstream.runtime.text import Completion, Generation, TextDelta
+    from hyprstream.store.records import Note
+    from hyprstream.vdb.learned.rate import Target
 
 _HOMES = {
+    "AdapterDiff": "hyprstream.runtime.adapters",
+    "AdapterInfo": "hyprstream.runtime.adapters",
+    "Adapters": "hyprstream.runtime.adapters",
     "Catalog": "hyprstream.catalog.catalog",
     "Check": "hyprstream.runtime.environment",
+    "Committed": "hyprstream.runtime.adapters",
     "Completion": "hyprstream.runtime.text",
     "Generation": "hyprstream.runtime.text",
     "Grammar": "hyprstream.engine.request",
+    "LoadedAdapter": "hyprstream.runtime.adapted",
+    "LoraSpec": "hyprstream.lora.spec",
     "Model": "hyprstream.runtime.model",
     "ModelInfo": "hyprstream.runtime.info",
+    "Note": "hyprstream.store.records",
     "Progress": "hyprstream.catalog.card",
+    "Recipe": "hyprstream.runtime.adapted",
     "SamplingParams": "hyprstream.engine.request",
     "Settings": "hyprstream.runtime.settings",
+    "Target": "hyprstream.vdb.learned.rate",
     "TextDelta": "hyprstream.runtime.text",
+    "create_adapter": "hyprstream.runtime.adapted",
     "describe": "hyprstream.runtime.info",
     "environment_report": "hyprstream.runtime.environment",
+    "load_adapter": "hyprstream.runtime.adapted",
     "load_settings": "hyprstream.runtime.settings",
+    "open_adapters": "hyprstream.runtime.adapters",
     "open_catalog": "hyprstream.runtime.models",
     "set_threads": "hyprstream.runtime.device",
 }
 
 __all__ = [
+    "AdapterDiff",
+    "AdapterInfo",
+    "Adapters",
     "Catalog",
     "Check",
+    "Committed",
     "Completion",
     "Generation",
     "Grammar",
+    "LoadedAdapter",
+    "LoraSpec",
     "Model",
     "ModelInfo",
+    "Note",
     "Progress",
+    "Recipe",
     "SamplingParams",
     "Settings",
+    "Target",
     "TextDelta",
+    "create_adapter",
     "describe",
     "environment_report",
+    "load_adapter",
     "load_settings",
+    "open_adapters",
     "open_catalog",
     "set_threads",
 ]
