@@ -2,7 +2,7 @@
 
 import argparse
 
-from benchmarks import adapters, codec, engine, single_stream, start_up, store, vdb
+from benchmarks import adapters, codec, engine, single_stream, sparsity, start_up, store, vdb
 
 BENCHMARKS = {
     "single_stream": single_stream.main,
@@ -12,6 +12,7 @@ BENCHMARKS = {
     "adapters": adapters.main,
     "store": store.main,
     "codec": codec.main,
+    "sparsity": sparsity.main,
 }
 
 

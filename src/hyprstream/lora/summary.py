@@ -68,7 +68,9 @@ class ModuleChange:
     @property
     def relative(self) -> float | None:
         """The change as a share of what was before; None if that is nothing, or not known."""
-        return self.change / self.before if self.before and self.change is not None else None
+        if not self.change:
+            return self.change
+        return self.change / self.before if self.before else None
 
 
 def summarise(tensors: Tensors) -> list[ModuleSummary]:

@@ -11,9 +11,11 @@ if TYPE_CHECKING:
     from hyprstream.catalog.catalog import Catalog
     from hyprstream.engine.request import Grammar, SamplingParams
     from hyprstream.lora.spec import LoraSpec
+    from hyprstream.lora.summary import ModuleChange, ModuleSummary
     from hyprstream.runtime.adapted import (
         LoadedAdapter,
         Recipe,
+        base_model_ref,
         create_adapter,
         load_adapter,
     )
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from hyprstream.runtime.text import Completion, Generation, TextDelta
     from hyprstream.store.records import Note
     from hyprstream.vdb.learned.rate import Target
+    from hyprstream.vdb.statistics import GridStatistics
 
 _HOMES = {
     "AdapterDiff": "hyprstream.runtime.adapters",
@@ -44,10 +47,13 @@ _HOMES = {
     "Completion": "hyprstream.runtime.text",
     "Generation": "hyprstream.runtime.text",
     "Grammar": "hyprstream.engine.request",
+    "GridStatistics": "hyprstream.vdb.statistics",
     "LoadedAdapter": "hyprstream.runtime.adapted",
     "LoraSpec": "hyprstream.lora.spec",
     "Model": "hyprstream.runtime.model",
     "ModelInfo": "hyprstream.runtime.info",
+    "ModuleChange": "hyprstream.lora.summary",
+    "ModuleSummary": "hyprstream.lora.summary",
     "Note": "hyprstream.store.records",
     "Progress": "hyprstream.catalog.card",
     "Recipe": "hyprstream.runtime.adapted",
@@ -55,6 +61,7 @@ _HOMES = {
     "Settings": "hyprstream.runtime.settings",
     "Target": "hyprstream.vdb.learned.rate",
     "TextDelta": "hyprstream.runtime.text",
+    "base_model_ref": "hyprstream.runtime.adapted",
     "create_adapter": "hyprstream.runtime.adapted",
     "describe": "hyprstream.runtime.info",
     "environment_report": "hyprstream.runtime.environment",
@@ -75,10 +82,13 @@ __all__ = [
     "Completion",
     "Generation",
     "Grammar",
+    "GridStatistics",
     "LoadedAdapter",
     "LoraSpec",
     "Model",
     "ModelInfo",
+    "ModuleChange",
+    "ModuleSummary",
     "Note",
     "Progress",
     "Recipe",
@@ -86,6 +96,7 @@ __all__ = [
     "Settings",
     "Target",
     "TextDelta",
+    "base_model_ref",
     "create_adapter",
     "describe",
     "environment_report",

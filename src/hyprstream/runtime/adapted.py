@@ -2,17 +2,20 @@
 
 from dataclasses import dataclass, replace
 
-from hyprstream.errors import InvalidSettingsError
+from hyprstream.errors import HyprstreamError, InvalidSettingsError, ModelNotFoundError
 from hyprstream.lora.basis import BaseLayers
 from hyprstream.lora.create import create
 from hyprstream.lora.spec import LoraSpec
 from hyprstream.lora.weights import LoraWeights, pack, unpack
 from hyprstream.models.decoder import Decoder
-from hyprstream.refs import VersionId
+from hyprstream.refs import ModelRef, VersionId
 from hyprstream.runtime.adapters import EXACT, Adapters, Committed
 from hyprstream.runtime.model import Model
+from hyprstream.runtime.models import open_catalog
+from hyprstream.runtime.settings import Settings
 from hyprstream.store.manifest import Draft, SpecValue, check_base
 from hyprstream.store.records import Note
+from hyprstream.vdb import codecs
 
 ALL_LAYERS = "all"
 """A target that stands for every linear layer but the output head."""
@@ -33,6 +36,14 @@ class Recipe:
     seed: int = 0
     codec: str = EXACT
     extra: dict[str, SpecValue] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a code that does not exist, before work is done.
+
+        Raises:
+            UnsupportedCodecError: There is none of that name.
+        """
+        codecs.load(self.codec)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +73,7 @@ def create_adapter(
     Raises:
         AdapterExistsError: The name is taken.
         InvalidSettingsError: The model lacks a target, or the mask needs gradients.
-        InvalidAdapterError: A rank is higher than a layer allows.
+        InvalidAdapterError: The rank of a tiny adapter is higher than a layer allows.
         UnsupportedError: The model is an encoder.
     """
     adapters.check_free(name)
@@ -113,6 +124,26 @@ def load_adapter(
     decoder = model.decoder
     weights = unpack(adapters.tensors(version), BaseLayers(decoder.weights))
     return LoadedAdapter(version=version, weights=weights, warning=warning or "")
+
+
+def base_model_ref(adapters: Adapters, ref: str, settings: Settings) -> str:
+    """Return what a version's model was called, if a model of that name is on this machine.
+
+    A manifest may come from a stranger: what it names is looked for and never fetched, and
+    `load_adapter` finds out whether it is the model.
+
+    Raises:
+        ModelNotFoundError: It is not here.
+    """
+    name = adapters.manifest(adapters.resolve(ref)).base.name
+    try:
+        open_catalog(settings).find(ModelRef.parse(name))
+    except HyprstreamError as error:
+        raise ModelNotFoundError(
+            f"adapter {ref!r} was made for {name}, which is not on this machine",
+            hint="Name the model that it was made for, or fetch it first.",
+        ) from error
+    return name
 
 
 def _targets(spec: LoraSpec, decoder: Decoder) -> tuple[str, ...]:

@@ -156,8 +156,9 @@ class Model:
 
         Weights that were quantised or converted while loading are taken as they are stored.
         """
-        opened = open_model(self.info.path)
-        return fingerprint(opened, name=self.ref, cache=self._fingerprints)
+        ref = ModelRef.parse(self.ref)
+        name = str(Path(ref.name).expanduser().absolute()) if ref.is_path else self.ref
+        return fingerprint(open_model(self.info.path), name=name, cache=self._fingerprints)
 
     def adapted(self, weights: LoraWeights, name: str = "") -> Self:
         """Return this model with an adapter: every answer of it is made with what that adds.
