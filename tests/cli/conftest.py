@@ -50,6 +50,14 @@ def real_command_line(monkeypatch, capsys):
 
 
 @pytest.fixture
+def hyprstream(real_command_line, monkeypatch, tmp_path):
+    """Run a command on the real runtime, with a home of its own."""
+    monkeypatch.setenv("HYPRSTREAM_HOME", str(tmp_path))
+    monkeypatch.setenv("HYPRSTREAM_CONFIG", str(tmp_path / "none.toml"))
+    return real_command_line
+
+
+@pytest.fixture
 def golden():
     """Compare with a recorded transcript; HYPRSTREAM_WRITE_GOLDEN=1 records it instead."""
 

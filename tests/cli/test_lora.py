@@ -27,13 +27,6 @@ def tiny(tmp_path_factory) -> Model:
 
 
 @pytest.fixture
-def hyprstream(real_command_line, monkeypatch, tmp_path):
-    monkeypatch.setenv("HYPRSTREAM_HOME", str(tmp_path))
-    monkeypatch.setenv("HYPRSTREAM_CONFIG", str(tmp_path / "none.toml"))
-    return real_command_line
-
-
-@pytest.fixture
 def create(hyprstream, tiny):
     def run(*options: str, name: str = "poet"):
         return hyprstream("lora", "create", "--name", name, "--base-model", tiny.ref, *options)

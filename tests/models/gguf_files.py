@@ -20,12 +20,18 @@ _ARCHES = {
 }
 
 
-def write_gguf(model: Any, file: Path) -> Path:
-    """Write the weights in float32 and the metadata that the converter writes."""
+def write_gguf(model: Any, file: Path, *, for_llama_cpp: bool = False) -> Path:
+    """Write the weights in float32 and the metadata that the converter writes.
+
+    llama.cpp wants to be told that there is no vocabulary.
+    """
     config = model.config
     arch = _ARCHES[config.model_type]
     writer = gguf.GGUFWriter(file, gguf.MODEL_ARCH_NAMES[arch])
     _add_metadata(writer, config)
+    if for_llama_cpp:
+        writer.add_tokenizer_model("no_vocab")
+        writer.add_vocab_size(config.vocab_size)
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
     for name, tensor in _stored_tensors(model, config):
         stored = names.get_name(name, try_suffixes=(".weight", ".bias"))

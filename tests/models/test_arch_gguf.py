@@ -16,12 +16,11 @@ from tests.models.reference import (
 )
 from tests.models.test_arch import CPU, DECODERS
 
-# What GGUF has no key for, so that no such file exists: other rotary kinds, biases of
-# llama, windows of mistral and qwen, dense layers among experts.
+# What GGUF has no key for, so that no such file exists: other rotary kinds, windows of mistral
+# and qwen, dense layers among experts.
 _ONLY_IN_SAFETENSORS = {
     "dynamic",
     "proportional",
-    "biases and wide heads",
     "yarn with mscale",
     "yarn not truncated",
     "windowed",

@@ -10,6 +10,7 @@ import typer
 from hyprstream import errors, lookup
 from hyprstream.cli import main as command_line
 from hyprstream.engine.request import SamplingParams
+from hyprstream.lora import interchange
 from hyprstream.lora.spec import LoraSpec
 from hyprstream.models import arch
 from hyprstream.models.checkpoint import BLOCK_TYPES
@@ -17,7 +18,7 @@ from hyprstream.runtime.settings import ModelSettings, Settings
 from tests.project.pages import DOCS
 from tests.project.sources import SOURCE
 
-_EXTENSION_FOLDERS = {"arch", "codecs", "kinds", "registries"}
+_EXTENSION_FOLDERS = {"arch", "codecs", "formats", "kinds", "registries"}
 
 
 def _page(name: str) -> str:
@@ -74,6 +75,12 @@ def test_every_field_and_kind_of_an_adapter_is_documented():
         assert re.search(rf"^\| .*`{name}`.* \|", page, flags=re.MULTILINE), name
     for kind in lookup.names("hyprstream.lora.kinds"):
         assert f"| `{kind}` |" in page
+
+
+def test_every_format_of_adapters_and_of_fused_models_is_documented():
+    page = _page("reference/adapter-formats.md")
+    for name in [*lookup.names(interchange.FORMATS), *lookup.names(interchange.FUSED)]:
+        assert f"| `{name}` |" in page
 
 
 def test_every_architecture_registry_and_quantised_format_is_documented():

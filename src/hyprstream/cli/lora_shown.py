@@ -7,6 +7,7 @@ from hyprstream.cli.output import Format, Output
 from hyprstream.cli.session import (
     AdapterDiff,
     AdapterInfo,
+    Coverage,
     GridStatistics,
     ModuleChange,
     ModuleSummary,
@@ -34,6 +35,19 @@ def warn_of_price(output: Output, kind: str, sparsity: float) -> None:
             f"at sparsity {max(known):.0%}, {kind} adapters reached {reached}% of what a dense "
             "one of rank 16 gained, equally trained (stories260K; reference/adapters.md)"
         )
+
+
+def say_coverage(output: Output, coverage: Coverage) -> None:
+    """Say how the modules of a file and the layers of a model fit together."""
+    output.done(f"{len(coverage.modules)} layers are changed")
+    for names, what in (
+        (coverage.missing, "layers that the settings mean are not in the file"),
+        (coverage.unexpected, "modules of the file have no layer and were left out"),
+        (coverage.ignored, "settings of the file are not known and were left out"),
+    ):
+        if names:
+            more = ", ..." if len(names) > 3 else ""
+            output.warn(f"{len(names)} {what}: {', '.join(names[:3])}{more}")
 
 
 def info_record(info: AdapterInfo, stats: GridStatistics | None) -> dict[str, object]:

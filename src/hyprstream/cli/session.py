@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from hyprstream.runtime import (
         AdapterDiff,
         AdapterInfo,
+        Adapters,
         Completion,
+        Coverage,
         Generation,
         GridStatistics,
         Model,
@@ -29,7 +31,9 @@ if TYPE_CHECKING:
         Settings,
     )
 else:
-    AdapterDiff = AdapterInfo = GridStatistics = ModuleChange = ModuleSummary = object
+    AdapterDiff = AdapterInfo = Adapters = Coverage = GridStatistics = ModuleChange = (
+        ModuleSummary
+    ) = object
     Completion = Generation = Model = ModelInfo = SamplingParams = Settings = object
     Context = typer.Context.__base__  # what typer gives to commands; the tests check types
 
@@ -38,6 +42,7 @@ __all__ = [
     "AdapterInfo",
     "Completion",
     "Context",
+    "Coverage",
     "Generation",
     "GridStatistics",
     "Model",
@@ -46,6 +51,7 @@ __all__ = [
     "ModuleSummary",
     "SamplingParams",
     "Session",
+    "load_base",
     "load_model",
     "session_of",
 ]
@@ -98,16 +104,30 @@ def load_model(
         set_threads(options.threads)
     if adapter is None:
         return _load(session, settings.model.ref if ref is None else ref, options, settings)
-    from hyprstream.runtime import base_model_ref, load_adapter, open_adapters
+    from hyprstream.runtime import load_adapter, open_adapters
 
     with open_adapters(settings) as adapters:
-        adapters.resolve(adapter)  # refuse a wrong name before weights are loaded
-        base = ref or base_model_ref(adapters, adapter, settings)
-        model = _load(session, base, options, settings)
+        model = load_base(session, adapters, adapter, ref, options)
         loaded = load_adapter(adapters, adapter, model, force=force)
     if loaded.warning:
         session.output.warn(loaded.warning)
     return model.adapted(loaded.weights, f"{adapter.partition('@')[0]}@{loaded.version[:12]}")
+
+
+def load_base(
+    session: Session, adapters: Adapters, adapter: str, ref: str | None, options: LoadOptions
+) -> Model:
+    """Load the model of `ref`, or the one that an adapter was made for.
+
+    Raises:
+        HyprstreamError: Whatever stands against it.
+    """
+    from hyprstream.runtime import base_model_ref, load_settings
+
+    settings = load_settings()
+    adapters.resolve(adapter)  # refuse a wrong name before weights are loaded
+    base = ref or base_model_ref(adapters, adapter, settings)
+    return _load(session, base, options, settings)
 
 
 def _load(session: Session, ref: str, options: LoadOptions, settings: Settings) -> Model:

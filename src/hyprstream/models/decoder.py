@@ -46,6 +46,7 @@ class Decoder:
         device: Where weights and activations live.
         linears: Logical shape (O, I) of each linear layer by path: what adapters can change.
         weights: W of each of them, as the layer holds it.
+        table: The embedding's table, one row per entry of the vocabulary.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Decoder:
         self.device = weights.device
         self.linears = dict(weights.linears)
         self.weights = dict(weights.linear_weights)
+        self.table = embedding.weight
         self._embedding = embedding
         self._layers = tuple(layers)
         self._norm = norm

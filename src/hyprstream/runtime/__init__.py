@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from hyprstream.catalog.card import Progress
     from hyprstream.catalog.catalog import Catalog
     from hyprstream.engine.request import Grammar, SamplingParams
+    from hyprstream.lora.exchange.coverage import Coverage
     from hyprstream.lora.spec import LoraSpec
     from hyprstream.lora.summary import ModuleChange, ModuleSummary
     from hyprstream.runtime.adapted import (
@@ -19,15 +20,16 @@ if TYPE_CHECKING:
         create_adapter,
         load_adapter,
     )
-    from hyprstream.runtime.adapters import (
-        AdapterDiff,
-        AdapterInfo,
-        Adapters,
-        Committed,
-        open_adapters,
-    )
+    from hyprstream.runtime.adapter_records import AdapterDiff, AdapterInfo, Committed
+    from hyprstream.runtime.adapters import Adapters, open_adapters
     from hyprstream.runtime.device import set_threads
     from hyprstream.runtime.environment import Check, environment_report
+    from hyprstream.runtime.exchange import (
+        Destination,
+        Source,
+        export_adapter,
+        import_adapter,
+    )
     from hyprstream.runtime.info import ModelInfo, describe
     from hyprstream.runtime.model import Model
     from hyprstream.runtime.models import open_catalog
@@ -38,13 +40,15 @@ if TYPE_CHECKING:
     from hyprstream.vdb.statistics import GridStatistics
 
 _HOMES = {
-    "AdapterDiff": "hyprstream.runtime.adapters",
-    "AdapterInfo": "hyprstream.runtime.adapters",
+    "AdapterDiff": "hyprstream.runtime.adapter_records",
+    "AdapterInfo": "hyprstream.runtime.adapter_records",
     "Adapters": "hyprstream.runtime.adapters",
     "Catalog": "hyprstream.catalog.catalog",
     "Check": "hyprstream.runtime.environment",
-    "Committed": "hyprstream.runtime.adapters",
+    "Committed": "hyprstream.runtime.adapter_records",
     "Completion": "hyprstream.runtime.text",
+    "Coverage": "hyprstream.lora.exchange.coverage",
+    "Destination": "hyprstream.runtime.exchange",
     "Generation": "hyprstream.runtime.text",
     "Grammar": "hyprstream.engine.request",
     "GridStatistics": "hyprstream.vdb.statistics",
@@ -59,12 +63,15 @@ _HOMES = {
     "Recipe": "hyprstream.runtime.adapted",
     "SamplingParams": "hyprstream.engine.request",
     "Settings": "hyprstream.runtime.settings",
+    "Source": "hyprstream.runtime.exchange",
     "Target": "hyprstream.vdb.learned.rate",
     "TextDelta": "hyprstream.runtime.text",
     "base_model_ref": "hyprstream.runtime.adapted",
     "create_adapter": "hyprstream.runtime.adapted",
     "describe": "hyprstream.runtime.info",
     "environment_report": "hyprstream.runtime.environment",
+    "export_adapter": "hyprstream.runtime.exchange",
+    "import_adapter": "hyprstream.runtime.exchange",
     "load_adapter": "hyprstream.runtime.adapted",
     "load_settings": "hyprstream.runtime.settings",
     "open_adapters": "hyprstream.runtime.adapters",
@@ -80,6 +87,8 @@ __all__ = [
     "Check",
     "Committed",
     "Completion",
+    "Coverage",
+    "Destination",
     "Generation",
     "Grammar",
     "GridStatistics",
@@ -94,12 +103,15 @@ __all__ = [
     "Recipe",
     "SamplingParams",
     "Settings",
+    "Source",
     "Target",
     "TextDelta",
     "base_model_ref",
     "create_adapter",
     "describe",
     "environment_report",
+    "export_adapter",
+    "import_adapter",
     "load_adapter",
     "load_settings",
     "open_adapters",

@@ -9,7 +9,8 @@ from hyprstream.lora.spec import LoraSpec
 from hyprstream.lora.weights import LoraWeights, pack, unpack
 from hyprstream.models.decoder import Decoder
 from hyprstream.refs import ModelRef, VersionId
-from hyprstream.runtime.adapters import EXACT, Adapters, Committed
+from hyprstream.runtime.adapter_records import Committed
+from hyprstream.runtime.adapters import EXACT, Adapters
 from hyprstream.runtime.model import Model
 from hyprstream.runtime.models import open_catalog
 from hyprstream.runtime.settings import Settings

@@ -5,7 +5,7 @@ Works on stored tensors and needs no torch. What brings an adapter to a model is
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
@@ -13,15 +13,15 @@ import numpy as np
 
 from hyprstream.errors import AdapterExistsError, AdapterNotFoundError, InvalidRequestError
 from hyprstream.lora.seeds import stream_start
-from hyprstream.lora.summary import ModuleChange, ModuleSummary, compare, summarise
+from hyprstream.lora.summary import compare, summarise
 from hyprstream.refs import AdapterRef, VersionId, adapter_name
+from hyprstream.runtime.adapter_records import AdapterDiff, AdapterInfo, Committed
 from hyprstream.runtime.settings import Settings
 from hyprstream.store import layout
 from hyprstream.store.manifest import Draft, Manifest, SpecValue
 from hyprstream.store.records import Adapter, Collected, Move, Note
 from hyprstream.store.store import AdapterStore
 from hyprstream.vdb import codecs
-from hyprstream.vdb.codecs import Report
 from hyprstream.vdb.entropy.masks import seeded_indices
 from hyprstream.vdb.layout import pack_tensors
 from hyprstream.vdb.learned.quantised import Quantised
@@ -35,59 +35,6 @@ EXACT = "zstd"
 """The code of adapters that have to be stored exactly."""
 
 _NOTHING = Note()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Committed:
-    """A version that was added.
-
-    Attributes:
-        version: Its id.
-        codec: The code that it is stored in.
-        report: What coding came to.
-    """
-
-    version: VersionId
-    codec: str
-    report: Report
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdapterInfo:
-    """What `hyprstream lora info` shows.
-
-    Attributes:
-        ref: What was asked for.
-        version: The version that it means.
-        manifest: All that is known of the version besides its weights.
-        tags: Tags of the adapter that stand for this version.
-        modules: What it does to each layer.
-        ratio: Its elements in float32 by the length of its payload.
-    """
-
-    ref: AdapterRef
-    version: VersionId
-    manifest: Manifest
-    tags: tuple[str, ...]
-    modules: tuple[ModuleSummary, ...]
-    ratio: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdapterDiff:
-    """How two versions differ.
-
-    Attributes:
-        first: The one that is compared with.
-        second: The one that is compared.
-        spec: What differs in what they were made to be, base model and code: name -> values.
-        modules: What differs in what they add to each layer.
-    """
-
-    first: VersionId
-    second: VersionId
-    spec: Mapping[str, tuple[SpecValue, SpecValue]]
-    modules: tuple[ModuleChange, ...]
 
 
 class Adapters:

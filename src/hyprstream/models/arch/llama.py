@@ -26,7 +26,15 @@ def parse_gguf(fields: Fields, factors: Factors) -> ModelConfig:
     """Read GGUF metadata."""
     if fields.integer("expert_count", 0, low=0):
         raise fields.refuse("expert_count", "asks for a mixture of experts")
-    return parse_gguf_decoder(fields, factors, "llama")
+    # GGUF has no key for biases: they are there or not, in every layer alike.
+    return parse_gguf_decoder(
+        fields,
+        factors,
+        "llama",
+        attention_bias=bool(factors("blk.0.attn_q.bias")),
+        output_bias=bool(factors("blk.0.attn_output.bias")),
+        mlp_bias=bool(factors("blk.0.ffn_up.bias")),
+    )
 
 
 def build(config: ModelConfig, weights: Weights) -> Decoder:
