@@ -2,7 +2,17 @@
 
 import argparse
 
-from benchmarks import adapters, codec, engine, single_stream, sparsity, start_up, store, vdb
+from benchmarks import (
+    adapters,
+    codec,
+    engine,
+    single_stream,
+    sparsity,
+    start_up,
+    store,
+    training,
+    vdb,
+)
 
 BENCHMARKS = {
     "single_stream": single_stream.main,
@@ -13,6 +23,7 @@ BENCHMARKS = {
     "store": store.main,
     "codec": codec.main,
     "sparsity": sparsity.main,
+    "training": training.main,
 }
 
 

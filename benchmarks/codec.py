@@ -16,7 +16,6 @@ import torch
 import zstandard
 from safetensors.numpy import load_file, save
 
-from benchmarks.finishing import finish, step_of
 from benchmarks.trained import (
     CACHE,
     Factors,
@@ -30,8 +29,13 @@ from benchmarks.trained import (
     train,
     trained_adapter,
 )
+from hyprstream.lora.kinds.low_rank import LowRank
+from hyprstream.lora.weights import LoraWeights
+from hyprstream.train.config import FinishConfig
+from hyprstream.train.finish import Finish
+from hyprstream.train.sample import Sample
 from hyprstream.vdb.codecs import load, neural
-from hyprstream.vdb.learned import frame
+from hyprstream.vdb.learned import Quantised, frame
 from hyprstream.vdb.learned.rate import Target
 from hyprstream.vdb.tensors import SparseTensor
 
@@ -159,11 +163,29 @@ def finishes(table: Table, factors: Factors, steps: int) -> None:
     row(f"(float32, {steps} more steps)", "", "", "", f"{table.kept(to_tensors(detached)):.2f}",
         "", "", "")  # fmt: skip
     for coarseness, weight in FINISHES:
-        step = step_of(factors, coarseness)
-        quantised = finish(table.task, factors, step=step, weight=weight, steps=steps)
+        quantised = finished(
+            table.task,
+            factors,
+            FinishConfig(
+                coarseness=coarseness,
+                rate_weight=weight,
+                num_steps=steps,
+                batch_tokens=table.task.budget.batch * table.task.budget.length,
+            ),
+        )
         data = neural.encode_quantised(quantised)
         name = f"neural + finish, step {coarseness}, weight {weight}"
         table.add(name, len(data), neural.decode(data), "", "", "")
+
+
+def finished(task: Task, factors: Factors, config: FinishConfig) -> Quantised:
+    """Train through rounding, on the batches that plain training would see."""
+    weights = LoraWeights({path: LowRank(a, b) for path, (a, b) in factors.items()})
+    finish = Finish(task.model, weights, config)
+    for _, windows in zip(range(config.num_steps), task.batches(11), strict=False):
+        finish.accumulate([Sample.text(window.tolist()) for window in windows])
+        finish.apply()
+    return finish.quantised()
 
 
 def versions(task: Task, factors: Factors, error: float) -> None:

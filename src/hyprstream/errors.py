@@ -9,6 +9,7 @@
         RequestTooLargeError
         ChatTemplateError
         InvalidAdapterError
+        InvalidDatasetError
       NotFoundError                                                           404     3
         ModelNotFoundError
         AdapterNotFoundError
@@ -41,6 +42,7 @@
         ChecksumMismatchError
         NonFiniteLogitsError
         NonFiniteEmbeddingError
+        NonFiniteTrainingError
 
 The branch says what the caller can do, the leaf says what happened. A message names the
 thing and the value; the hint is one sentence with the next step. Foreign exceptions are
@@ -130,6 +132,21 @@ class ChatTemplateError(InvalidInputError):
 
 class InvalidAdapterError(InvalidInputError):
     """Report adapter weights that contradict themselves or one another."""
+
+
+class InvalidDatasetError(InvalidInputError):
+    """Report a file of samples that cannot be used.
+
+    Attributes:
+        file: Its path, as text.
+        line: Where the problem is, counted from 1; None where it is the file as a whole.
+    """
+
+    def __init__(self, file: object, problem: str, *, line: int | None = None) -> None:
+        place = str(file) if line is None else f"{file}, line {line}"
+        super().__init__(f"{place}: {problem}", hint="Correct the file; nothing was learnt of it.")
+        self.file = str(file)
+        self.line = line
 
 
 class NotFoundError(HyprstreamError):
@@ -356,3 +373,18 @@ class NonFiniteEmbeddingError(CorruptError):
             "the vector of a text holds something that is no number",
             hint="Load the model with dtype float32; if that does not help, fetch it again.",
         )
+
+
+class NonFiniteTrainingError(CorruptError):
+    """Report a training step that computed something that is no number; it was not taken.
+
+    Attributes:
+        quantity: What was no number: the loss, or the gradient.
+    """
+
+    def __init__(self, quantity: str) -> None:
+        super().__init__(
+            f"{quantity} of the training step is no finite number",
+            hint="The adapter is as before the step; lower the learning rate, or look at the data.",
+        )
+        self.quantity = quantity

@@ -81,7 +81,7 @@ def test_a_text_that_does_not_fit_a_step_waits_and_is_not_cut(encoder):
     first = [event.sequence_id.request_id for event in core.step()]
     assert first == ["0", "2"]
     assert [event.sequence_id.request_id for event in core.step()] == ["1"]
-    assert not core.has_work
+    assert core.open_requests == []
 
 
 def test_what_no_step_has_room_for_is_refused(encoder):

@@ -5,33 +5,61 @@ import math
 import pytest
 import torch
 
-from hyprstream.engine.logits import peaks
+from hyprstream.engine.peaks import PeakFinder
 from hyprstream.engine.request import SamplingParams
 from hyprstream.engine.sampler import RowSampler
+from hyprstream.kernels.native import open_kernels
 
 GREEDY = SamplingParams(temperature=0, max_tokens=3)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("num_tokens", [1, 2, 97, 256, 512, 49_152, 1_280])
-def test_peaks_are_the_first_largest_scores(num_tokens, dtype):
+@pytest.fixture(params=["torch", "native"])
+def find(request):
+    if request.param == "torch":
+        return PeakFinder(None).find
+    kernels = open_kernels()
+    if kernels is None:
+        pytest.skip("the native kernels are not compiled: is there a C++ compiler?")
+    return PeakFinder(kernels).find
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("num_tokens", [1, 2, 63, 64, 97, 1024, 1025, 2048 + 65, 49_152])
+def test_peaks_are_the_first_largest_scores(num_tokens, dtype, find):
     generator = torch.Generator().manual_seed(num_tokens)
-    scores = torch.randn(5, num_tokens, generator=generator).to(dtype)
+    scores = torch.randn(7, num_tokens, generator=generator).to(dtype)
     scores[1] = 2.0
     scores[2, num_tokens // 2 :] = 9.0
+    scores[3] -= 100
+    scores[4] = -math.inf
+    scores[5, : num_tokens // 2] = -math.inf
+    scores[6] = torch.where(scores[6] < 0, -0.0, 0.0)
     expected = scores.max(dim=1)
-    assert peaks(scores) == (expected.values.tolist(), expected.indices.tolist())
+    assert find(scores) == list(
+        zip(expected.values.tolist(), expected.indices.tolist(), strict=True)
+    )
 
 
-@pytest.mark.parametrize("place", [0, 300, 511])
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_score_that_is_no_number_is_the_peak(value, place):
-    scores = torch.zeros(2, 512)
+@pytest.mark.parametrize("place", [0, 300, 1023, 1500, 1555])
+@pytest.mark.parametrize("value", [math.nan, -math.nan, math.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_score_that_is_no_number_is_the_peak(value, place, dtype, find):
+    scores = torch.randn(2, 1556).to(dtype)
     scores[1, place] = value
-    values, token_ids = peaks(scores)
-    assert values[0] == 0.0
-    assert not math.isfinite(values[1])
-    assert token_ids == [0, place]
+    (best, token_id), (strange, strange_id) = find(scores)
+    assert (best, token_id) == (float(scores[0].max()), int(scores[0].argmax()))
+    assert not math.isfinite(strange)
+    assert strange_id == place
+
+
+def test_of_several_that_are_no_number_the_first_is_the_peak(find):
+    scores = torch.zeros(1, 3000)
+    scores[0, [100, 2000]] = math.inf
+    assert find(scores) == [(math.inf, 100)]
+    scores[0, [1500, 2500]] = math.nan
+    ((value, place),) = find(scores)
+    assert math.isnan(value)
+    assert place == 1500
 
 
 def test_a_peak_that_is_taken_is_what_next_takes():
@@ -40,7 +68,7 @@ def test_a_peak_that_is_taken_is_what_next_takes():
     one, other = (RowSampler(GREEDY, [1], [int(rows[1].argmax())], 40) for _ in range(2))
     for row in rows:
         assert one.takes_peak
-        _, (token_id,) = peaks(row[None])
+        ((_, token_id),) = PeakFinder.open().find(row[None])
         assert one.take_peak(token_id, room=5) == other.next(row, room=5)
     assert one.num_generated == 3
 

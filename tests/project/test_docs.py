@@ -1,5 +1,6 @@
 """Everything that users meet and developers add is documented."""
 
+import ast
 import re
 from collections.abc import Iterator
 from dataclasses import fields
@@ -15,6 +16,7 @@ from hyprstream.lora.spec import LoraSpec
 from hyprstream.models import arch
 from hyprstream.models.checkpoint import BLOCK_TYPES
 from hyprstream.runtime.settings import ModelSettings, Settings
+from hyprstream.train.config import FinishConfig, TrainConfig
 from tests.project.pages import DOCS
 from tests.project.sources import SOURCE
 
@@ -89,6 +91,16 @@ def test_every_architecture_registry_and_quantised_format_is_documented():
     schemes = [f"{name}://" for name in lookup.names("hyprstream.catalog.registries")]
     for name in [*families, *arch.ALIASES, *schemes, *BLOCK_TYPES]:
         assert f"`{name}`" in page
+
+
+def test_every_setting_of_training_is_documented_with_its_default():
+    training, _, finish = _page("reference/training.md").partition("\n## The finish\n")
+    for config, page in ((TrainConfig(), training), (FinishConfig(), finish)):
+        for field in fields(config):
+            row = re.search(rf"^\| `{field.name}` \| (.*?) \|", page, flags=re.MULTILINE)
+            assert row is not None, field.name
+            default = getattr(config, field.name)
+            assert row[1] == "none" or ast.literal_eval(row[1].strip("`")) == default, field.name
 
 
 def test_every_code_of_adapters_is_documented():

@@ -8,11 +8,9 @@ Softmax is float32, sums of probabilities are float64.
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from numpy.typing import NDArray
 from torch import Tensor
 
 from hyprstream.engine.request import SamplingParams, TokenLogprobs
@@ -21,8 +19,6 @@ from hyprstream.engine.request import SamplingParams, TokenLogprobs
 # log probabilities.
 _NUM_SORTED = 1024
 _NUM_HALVINGS = 12
-
-_BITS_OF_INFINITY = {torch.float32: 0x7F80_0000, torch.bfloat16: 0x7F80, torch.float16: 0x7C00}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,32 +101,6 @@ def keep_typical(scores: Float[Tensor, " V"], mass: float) -> Int[Tensor, " kept
     last = min(num_below, len(ranked) - 1)  # by rounding, all of them may stay below
     near: Tensor = distance <= ranked[last]
     return near.nonzero().squeeze(-1)
-
-
-def peaks(scores: Float[Tensor, "N V"]) -> tuple[list[float], list[int]]:
-    """Find the largest score of each row and its token; of equals the lowest id, of NaN the first.
-
-    Positive floats are in the order of their bits, and NumPy searches integers ten times as
-    fast as torch does floats. What is left to torch is rows without a positive score, and
-    those with NaN: whatever its sign, its bits are above those of infinity.
-    """
-    if scores.device.type == "cpu":
-        bits = scores.view(torch.int16 if scores.itemsize == 2 else torch.int32).numpy()
-        found = [_positive_peak(row, _BITS_OF_INFINITY[scores.dtype]) for row in bits]
-        first = [place for place in found if place is not None]
-        if len(first) == len(scores):
-            return scores[range(len(first)), first].tolist(), first
-    best = scores.max(1)
-    return best.values.tolist(), best.indices.tolist()
-
-
-def _positive_peak(bits: NDArray[Any], infinity: int) -> int | None:
-    """Find the largest of floats that lie there as integers; None where that is not so simple."""
-    place = int(bits.argmax())
-    if not 0 < bits[place] <= infinity:
-        return None
-    sign = 1 << (8 * bits.itemsize - 1)
-    return place if bits.view(f"u{bits.itemsize}").max() <= sign + infinity else None
 
 
 def draw(scores: Float[Tensor, " kept"], uniform: float) -> int:

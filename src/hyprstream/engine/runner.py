@@ -14,9 +14,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hyprstream.engine.answer import Answer, Embedding
-from hyprstream.engine.logits import peaks, token_logprobs
+from hyprstream.engine.logits import token_logprobs
 from hyprstream.engine.paged_attention import PagedAttention
 from hyprstream.engine.paged_cache import PagedCache
+from hyprstream.engine.peaks import Peak, PeakFinder
 from hyprstream.engine.plan import Plan, Row, Sampled, SequenceId, Start
 from hyprstream.engine.request import (
     MAX_SEED,
@@ -38,10 +39,10 @@ _MAX_LOGITS = 1 << 23
 Weights = TypeVar("Weights")
 WeightsIn = TypeVar("WeightsIn", contravariant=True)  # noqa: PLC0105
 
+_NOTHING = Sampled()
+
 _Scored = tuple[Row, Answer, range]
 """A row, its state, and the tokens of the step whose logits are wanted."""
-_Peak = tuple[float, int]
-"""The largest logit of a row, and its token."""
 
 
 @runtime_checkable
@@ -98,6 +99,7 @@ class ModelRunner(Generic[Weights]):
         self._eos_ids = eos_ids
         self._weights_of = weights_of
         self._constraint_of = constraint_of
+        self._peaks = PeakFinder.open()
         self._sequences: dict[SequenceId, Answer | Embedding] = {}
         self._cache = PagedCache(
             model.config,
@@ -199,7 +201,7 @@ class ModelRunner(Generic[Weights]):
         for row in rows:
             begin, end = end, end + len(row.token_ids)
             state = self._sequences[row.sequence_id]
-            result = Sampled()
+            result = _NOTHING
             try:
                 if isinstance(state, Embedding):
                     result = Sampled(embedding=state.add(row.start, hidden[begin:end]))
@@ -246,24 +248,23 @@ class ModelRunner(Generic[Weights]):
         slots = [row.slot for row, _, tokens in group for _ in tokens]
         logits = self._model.logits(hidden.index_select(0, scored), self._view(slots))
         takes_peaks = any(answer.sampler.takes_peak for _, answer, _ in group)
-        best = _peaks(logits) if takes_peaks else []
+        best = self._peaks.find(logits) if takes_peaks else []
         end = 0
         for row, answer, tokens in group:
             begin, end = end, end + len(tokens)
             scores = sampled[row.sequence_id].prompt_logprobs
             try:
                 events = self._choose(row, answer.sampler, logits, best, begin)
-                result = Sampled(events=events, prompt_logprobs=scores)
+                sampled[row.sequence_id] = Sampled(events=events, prompt_logprobs=scores)
             except HyprstreamError as error:
-                result = Sampled(error=error)
-            sampled[row.sequence_id] = result
+                sampled[row.sequence_id] = Sampled(error=error)
 
     def _choose(
         self,
         row: Row,
         sampler: RowSampler,
         logits: Float[Tensor, "N V"],
-        best: Sequence[_Peak],
+        best: Sequence[Peak],
         begin: int,
     ) -> tuple[TokenEvent, ...]:
         """Choose a token from each of a row's logits, for as long as the drafts are right.
@@ -299,7 +300,7 @@ class ModelRunner(Generic[Weights]):
         scores: list[TokenLogprobs] = []
         for part in hidden[: len(successors)].split(self._max_scored):
             logits = self._model.logits(part, self._view([row.slot] * len(part)))
-            for peak in _peaks(logits):
+            for peak in self._peaks.find(logits):
                 _finite(peak)
             tokens = successors[len(scores) : len(scores) + len(part)]
             scores += [
@@ -309,12 +310,7 @@ class ModelRunner(Generic[Weights]):
         return tuple(scores)
 
 
-def _peaks(logits: Float[Tensor, "N V"]) -> list[_Peak]:
-    values, token_ids = peaks(logits)
-    return list(zip(values, token_ids, strict=True))
-
-
-def _finite(peak: _Peak) -> int:
+def _finite(peak: Peak) -> int:
     """Return the token of a peak.
 
     Raises:

@@ -133,6 +133,63 @@ INLINE void low_rank(const Number* x, const Weight* a, const Weight* b, Number* 
     }
 }
 
+// The largest number of a row, and the first place where it stands; a NaN is larger than all.
+template <typename Number>
+INLINE void peak(const Number* row, int64_t size, float* value, int64_t* place) {
+    constexpr int64_t kPiece = 1024;
+    int64_t best = 0;
+    *value = wide(row[0]);
+    bool is_nan = false;
+    for (int64_t start = 0; start < size && !is_nan; start += kPiece) {
+        const int64_t count = size - start < kPiece ? size - start : kPiece;
+        float lanes[kLanes];
+        uint32_t nans[kLanes] = {0};
+        for (int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] = *value;
+        int64_t i = 0;
+        for (; i + kLanes <= count; i += kLanes)
+            for (int64_t lane = 0; lane < kLanes; ++lane) {
+                const float number = wide(row[start + i + lane]);
+                nans[lane] |= number != number;
+                lanes[lane] = number > lanes[lane] ? number : lanes[lane];
+            }
+        for (int64_t lane = 0; i + lane < count; ++lane) {
+            const float number = wide(row[start + i + lane]);
+            nans[lane] |= number != number;
+            lanes[lane] = number > lanes[lane] ? number : lanes[lane];
+        }
+        float largest = *value;
+        for (int64_t lane = 0; lane < kLanes; ++lane) {
+            largest = lanes[lane] > largest ? lanes[lane] : largest;
+            is_nan |= nans[lane] != 0;
+        }
+        if (largest > *value || is_nan) {
+            best = start;
+            *value = largest;
+        }
+    }
+    for (*place = best; *place < size; ++*place) {
+        const float number = wide(row[*place]);
+        if (is_nan ? number != number : number == *value) break;
+    }
+    *value = wide(row[*place]);
+}
+
+template <typename Number>
+INLINE void peaks(const Number* rows, int64_t num_rows, int64_t size, float* values, int64_t* places) {
+    for (int64_t row = 0; row < num_rows; ++row)
+        peak(rows + row * size, size, values + row, places + row);
+}
+
+EVERY_PROCESSOR void peaks_float(const float* rows, int64_t num_rows, int64_t size, float* values,
+                                 int64_t* places) {
+    peaks(rows, num_rows, size, values, places);
+}
+
+EVERY_PROCESSOR void peaks_bfloat16(const Bfloat16* rows, int64_t num_rows, int64_t size,
+                                    float* values, int64_t* places) {
+    peaks(rows, num_rows, size, values, places);
+}
+
 EVERY_PROCESSOR void low_rank_float(const float* x, const float* a, const float* b, float* y,
                                     int64_t num_rows, int64_t inputs, int64_t outputs,
                                     const Groups& groups) {
@@ -165,5 +222,15 @@ void hyprstream_low_rank(int64_t kind, const void* x, const void* a, const void*
         low_rank_bfloat16(static_cast<const Bfloat16*>(x), static_cast<const Bfloat16*>(a),
                           static_cast<const Bfloat16*>(b), static_cast<Bfloat16*>(y), num_rows,
                           inputs, outputs, groups);
+}
+
+// The largest number of each row, num_rows x size, size above 0, and its first place; of NaN
+// the first, if there is one.
+void hyprstream_peaks(int64_t kind, const void* rows, int64_t num_rows, int64_t size, float* values,
+                      int64_t* places) {
+    if (kind == 0)
+        peaks_float(static_cast<const float*>(rows), num_rows, size, values, places);
+    else
+        peaks_bfloat16(static_cast<const Bfloat16*>(rows), num_rows, size, values, places);
 }
 }

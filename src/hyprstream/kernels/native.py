@@ -1,6 +1,7 @@
 """The compiled kernels, from Python: addresses and sizes, nothing else."""
 
 import ctypes
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -9,6 +10,9 @@ FILE = Path(__file__).with_name("libnative.so")
 
 Kind = Literal[0, 1]
 """What numbers are: 0 for float32, 1 for bfloat16."""
+
+KINDS: Mapping[str, Kind] = {"float32": 0, "bfloat16": 1}
+"""By the name of their dtype in torch."""
 
 
 class Kernels:
@@ -20,6 +24,10 @@ class Kernels:
         """Products with low-rank adapters: see `native.cpp` for the parameters."""
         self.low_rank.argtypes = [size, *[pointer] * 4, *[size] * 4, *[pointer] * 3]
         self.low_rank.restype = None
+        self.peaks = library.hyprstream_peaks
+        """Largest numbers of rows, and their places."""
+        self.peaks.argtypes = [size, pointer, size, size, pointer, pointer]
+        self.peaks.restype = None
 
 
 def open_kernels(file: Path = FILE) -> Kernels | None:

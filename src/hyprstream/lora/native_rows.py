@@ -12,13 +12,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hyprstream.kernels.native import Kernels, Kind, open_kernels
+from hyprstream.kernels.native import KINDS, Kernels, Kind, open_kernels
 from hyprstream.lora.regions import Region
 
 MAX_ROWS = 64
 """From so many rows on, products in torch are as fast: they reuse what they have read."""
-
-_KINDS: dict[torch.dtype, Kind] = {torch.float32: 0, torch.bfloat16: 1}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,10 +58,11 @@ class NativeRows:
     @classmethod
     def open(cls, dtype: torch.dtype, device: torch.device) -> "NativeRows | None":
         """Return the kernel, if it was compiled and is for this dtype and device."""
-        if device.type != "cpu" or dtype not in _KINDS:
+        kind = KINDS.get(str(dtype).removeprefix("torch."))
+        if device.type != "cpu" or kind is None:
             return None
         kernels = open_kernels()
-        return None if kernels is None else cls(kernels, _KINDS[dtype])
+        return None if kernels is None else cls(kernels, kind)
 
     @staticmethod
     def takes(x: Tensor) -> bool:

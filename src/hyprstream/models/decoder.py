@@ -6,6 +6,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from hyprstream.models.config import ModelConfig
 from hyprstream.models.forward import ForwardBatch, LoraView
@@ -82,7 +83,12 @@ class Decoder:
             x = x * torch.tensor(self.config.embedding_scale, dtype=x.dtype, device=x.device)
         tables = [rotary.tables(batch.positions, x.dtype) for rotary in self._rotary]
         for layer, rope in zip(self._layers, self.config.rope_of_layer, strict=True):
-            x = layer(x, tables[rope], batch)
+            if batch.recompute and torch.is_grad_enabled():
+                x = checkpoint(
+                    layer, x, tables[rope], batch, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                x = layer(x, tables[rope], batch)
         return self._norm(x)
 
     def logits(

@@ -48,9 +48,12 @@ class ForwardBatch:
         positions: Position of each token within its own sequence.
         attention: How the layers attend.
         lora: What adapters add; None for the base model alone.
+        recompute: For training: keep only the inputs of layers, and compute a layer again for
+            its gradient. What is in the batch must not depend on chance then.
     """
 
     token_ids: Int[Tensor, " T"]
     positions: Int[Tensor, " T"]
     attention: Attention
     lora: LoraView | None = None
+    recompute: bool = False

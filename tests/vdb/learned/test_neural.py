@@ -88,7 +88,13 @@ def test_a_judgement_that_nothing_satisfies_is_an_error():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"error": 0}, {"error": 1.5}, {"size_bytes": 9, "is_good": lambda _: True}]
+    "wrong",
+    [
+        {"error": 0},
+        {"error": 1.5},
+        {"update_dead_zone": 0.4},
+        {"size_bytes": 9, "is_good": lambda _: True},
+    ],
 )
 def test_a_target_that_makes_no_sense_is_an_error(wrong):
     with pytest.raises(InvalidRequestError):
@@ -172,6 +178,20 @@ def test_an_update_takes_a_small_share_of_a_key_frame():
     assert sizes[-1] < sizes[0] / 12
 
 
+def test_a_narrower_dead_zone_keeps_more_of_a_move_in_more_bytes():
+    first = low_rank(21)
+    parent = neural.decode_quantised(neural.encode(first).data)
+    later = moved(first, 1, 0.05)
+    wide, narrow = (
+        neural.encode(later, parent=parent, target=Target(update_dead_zone=zone)).report
+        for zone in (0.9, 0.5)
+    )
+    assert wide.is_update
+    assert narrow.is_update
+    assert wide.size_bytes < narrow.size_bytes
+    assert wide.relative_error > narrow.relative_error
+
+
 def test_a_key_frame_comes_after_enough_updates():
     depths = [v.depth for _, _, v in chain(low_rank(11, num_layers=1, rank=2), 30, 0.003)]
     assert depths == [*range(neural.MAX_DEPTH + 1), *range(30 - neural.MAX_DEPTH - 1)]
@@ -197,7 +217,7 @@ def test_a_direction_that_is_new_gets_a_component_of_its_own():
     rows[0] = 0  # the strongest
     weak[name] = full(rows)
     parent = neural.decode_quantised(neural.encode(weak).data)
-    update = round_update(read_source(tensors), parent)
+    update = round_update(read_source(tensors), parent, 0.7)
     decoded = neural.decode_quantised(neural.encode_quantised(update, parent=parent), parent=parent)
     part = "layers.0.self_attn.q_proj/low_rank"
     assert len(codes_of(decoded.parts[part])) == len(codes_of(parent.parts[part])) + 1

@@ -120,7 +120,7 @@ def _update(
     if parent is None or parent.depth >= MAX_DEPTH:
         return None
     try:
-        moved = round_update(source, parent)
+        moved = round_update(source, parent, target.update_dead_zone)
     except (IncompatibleAdapterError, InvalidAdapterError):
         return None  # the adapter has changed its form, or moved too far
     data, error = write_update(moved, parent), relative_error(source, moved)

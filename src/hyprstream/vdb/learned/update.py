@@ -17,15 +17,11 @@ from hyprstream.vdb.learned.rounding import dead_zone_round, round_part
 from hyprstream.vdb.learned.scales import scales
 from hyprstream.vdb.learned.source import PairSource, Reals, SingleSource, Source, singular
 
-DEAD_ZONE = 0.7
-"""Below this, in steps, a difference becomes 0. Updates take 0.6 times the bytes that they take
-with 0.6, at equal error; with 0.8 the error grows until key frames come often."""
-
 _NEW_COMPONENT = 1.0  # root mean square, in steps, from which what is left is worth its own
 
 
-def round_update(source: Source, parent: Quantised) -> Quantised:
-    """Round an adapter at the scales of its parent.
+def round_update(source: Source, parent: Quantised, dead_zone: float) -> Quantised:
+    """Round an adapter at the scales of its parent, with a dead zone of its own.
 
     Raises:
         IncompatibleAdapterError: The parent changes other layers, or in another form.
@@ -37,15 +33,19 @@ def round_update(source: Source, parent: Quantised) -> Quantised:
             hint="Encode it without a parent.",
         )
     step = float(scales(np.array([parent.step_code]))[0])
-    parts = {name: _moved(source[name], part, step) for name, part in parent.parts.items()}
+    parts = {
+        name: _moved(source[name], part, step, dead_zone) for name, part in parent.parts.items()
+    }
     return Quantised(parts=parts, step_code=parent.step_code, depth=parent.depth + 1)
 
 
-def _moved(part: PairSource | SingleSource, before: Pair | Single, step: float) -> Pair | Single:
+def _moved(
+    part: PairSource | SingleSource, before: Pair | Single, step: float, dead_zone: float
+) -> Pair | Single:
     if isinstance(part, SingleSource) and isinstance(before, Single):
         _check(part.shape == before.shape and _is_same(part.mask, before.mask))
         scale = float(scales(np.array([before.code]))[0])
-        change = dead_zone_round(part.values / scale - before.values, DEAD_ZONE)
+        change = dead_zone_round(part.values / scale - before.values, dead_zone)
         return replace(before, values=before.values + change)
     _check(isinstance(part, PairSource) and isinstance(before, Pair))
     assert isinstance(part, PairSource)
@@ -53,27 +53,29 @@ def _moved(part: PairSource | SingleSource, before: Pair | Single, step: float) 
     shape = part.rank, part.u.shape[1], part.v.shape[1]
     _check(shape == (before.rank, before.p.shape[1], before.q.shape[1]))
     _check(_is_same(part.p_mask, before.p_mask) and _is_same(part.q_mask, before.q_mask))
-    return _moved_masked(part, before) if part.is_masked else _moved_pair(part, before, step)
+    if part.is_masked:
+        return _moved_masked(part, before, dead_zone)
+    return _moved_pair(part, before, step, dead_zone)
 
 
-def _moved_masked(part: PairSource, before: Pair) -> Pair:
+def _moved_masked(part: PairSource, before: Pair, dead_zone: float) -> Pair:
     """Move each component by itself, both sides of the same length."""
     factors = scales(before.codes).astype(np.float64)[:, None]
     lengths = np.sqrt(part.sizes)[:, None]
-    p = before.p + dead_zone_round(part.u * lengths / factors - before.p, DEAD_ZONE)
-    q = before.q + dead_zone_round(part.v * lengths / factors - before.q, DEAD_ZONE)
+    p = before.p + dead_zone_round(part.u * lengths / factors - before.p, dead_zone)
+    q = before.q + dead_zone_round(part.v * lengths / factors - before.q, dead_zone)
     return replace(before, p=p, q=q)
 
 
-def _moved_pair(part: PairSource, before: Pair, step: float) -> Pair:
+def _moved_pair(part: PairSource, before: Pair, step: float, dead_zone: float) -> Pair:
     factors = scales(before.codes).astype(np.float64)[:, None]
     # The nearest a for the earlier b, then the b that goes with it.
     a = np.linalg.lstsq((factors * before.q).T, part.v.T, rcond=None)[0] @ (
         part.sizes[:, None] * part.u
     )
-    p = before.p + dead_zone_round(a / factors - before.p, DEAD_ZONE)
+    p = before.p + dead_zone_round(a / factors - before.p, dead_zone)
     b = np.linalg.lstsq(a.T, part.u.T, rcond=None)[0] @ (part.sizes[:, None] * part.v)
-    q = before.q + dead_zone_round(b / factors - before.q, DEAD_ZONE)
+    q = before.q + dead_zone_round(b / factors - before.q, dead_zone)
     moved = replace(before, p=p, q=q)
     new = _left_over(part, a, b, step)
     if not len(new.sizes):

@@ -1,0 +1,1 @@
+"""Adapters out: what learns from samples, on the weights that serve."""

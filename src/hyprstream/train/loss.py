@@ -1,0 +1,50 @@
+"""The loss of every row whose next token counts, with logits for few rows at a time."""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hyprstream.models.decoder import Decoder
+from hyprstream.models.forward import LoraView
+
+# Logits at a time: 32 MiB in float32, and about four times that with what softmax keeps.
+_CHUNK_VALUES = 1 << 23
+
+
+def row_chunks(num_rows: int, vocab_size: int) -> Iterator[slice]:
+    """Cut rows into runs whose logits are few enough."""
+    step = max(1, _CHUNK_VALUES // vocab_size)
+    for start in range(0, num_rows, step):
+        yield slice(start, min(start + step, num_rows))
+
+
+def cross_entropy(
+    model: Decoder,
+    hidden: Float[Tensor, "N C"],
+    targets: Int[Tensor, " N"],
+    lora: LoraView | None,
+) -> Float[Tensor, " N"]:
+    """Return the loss of each row's next token in nats, in float32.
+
+    Holds the logits of all rows: callers cut rows with `row_chunks`.
+    """
+    return F.cross_entropy(model.logits(hidden, lora).float(), targets, reduction="none")
+
+
+def divergence(
+    model: Decoder,
+    hidden: Float[Tensor, "N C"],
+    base_hidden: Float[Tensor, "N C"],
+    lora: LoraView | None,
+) -> Float[Tensor, " N"]:
+    """Return how far each row's distribution is from the base model's: KL(base, adapted), nats.
+
+    What the base model finds likely stays likely; elsewhere the adapter is free.
+    """
+    with torch.no_grad():
+        base = model.logits(base_hidden).float().log_softmax(-1)
+    adapted = model.logits(hidden, lora).float().log_softmax(-1)
+    return F.kl_div(adapted, base, reduction="none", log_target=True).sum(-1)

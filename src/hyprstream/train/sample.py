@@ -1,0 +1,66 @@
+"""One example to learn from. Plain data, no torch."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from hyprstream.errors import InvalidRequestError
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Tokens, and which of them are to be predicted from those before.
+
+    Attributes:
+        token_ids: The tokens.
+        counts: For each token whether its prediction counts; that of the first cannot.
+        weight: How much each of them counts, beside other samples.
+
+    Example:
+        >>> Sample.answer([1, 2], [3, 4]).counts
+        (False, False, True, True)
+    """
+
+    token_ids: tuple[int, ...]
+    counts: tuple[bool, ...]
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Reject what nothing can be learnt from.
+
+        Raises:
+            InvalidRequestError: Lengths differ, no token counts, an id is below 0, or the
+                weight is no finite number above 0.
+        """
+        if len(self.token_ids) != len(self.counts):
+            raise _invalid(f"{len(self.token_ids)} tokens and {len(self.counts)} marks")
+        if not any(self.counts[1:]):
+            raise _invalid("no token after the first counts")
+        if min(self.token_ids) < 0:
+            raise _invalid(f"a token id is {min(self.token_ids)}")
+        if not (math.isfinite(self.weight) and self.weight > 0):
+            raise _invalid(f"its weight is {self.weight}")
+
+    @classmethod
+    def text(cls, token_ids: Sequence[int]) -> Self:
+        """Make a sample of which all tokens count."""
+        return cls(tuple(token_ids), (True,) * len(token_ids))
+
+    @classmethod
+    def answer(cls, prompt: Sequence[int], answer: Sequence[int]) -> Self:
+        """Make a sample of which the tokens of the answer count."""
+        marks = (False,) * len(prompt) + (True,) * len(answer)
+        return cls((*prompt, *answer), marks)
+
+    @property
+    def num_computed(self) -> int:
+        """Tokens that have to be computed: those before the last that counts."""
+        return len(self.counts) - 1 - self.counts[::-1].index(True)
+
+
+def _invalid(problem: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"a sample cannot be learnt from: {problem}",
+        hint="Give token ids, a mark for each, and mark at least one after the first.",
+    )
