@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -179,6 +180,14 @@ def test_a_fingerprint_is_kept_for_the_next_time(tmp_path):
     file.write_text(json.dumps(entry | {"weights_sha256": "ab" * 32}))
     again = Model.load(folder, settings=Settings(home=tmp_path)).fingerprint
     assert (again.weights_sha256, again.name) == ("ab" * 32, str(folder))
+
+
+def test_a_model_that_was_rounded_while_loading_is_told_of(adapters, model):
+    commit(adapters, "x", model, trained(model, 5))
+    rounded = Model.load(model.ref, quantize="int8", settings=Settings(home=Path(model.ref).parent))
+    loaded = load_adapter(adapters, "x", rounded)
+    assert "rounded to int8" in loaded.warning
+    assert same(loaded.weights, trained(model, 5))
 
 
 def test_layers_that_do_not_fit_are_refused_even_if_forced(adapters, model):

@@ -54,7 +54,8 @@ class LoadedAdapter:
     Attributes:
         version: Its id.
         weights: What it adds.
-        warning: What to tell the user; empty if it was made for this very model.
+        warning: What to tell the user; empty if it was made for this very model, and that is
+            as it is stored.
     """
 
     version: VersionId
@@ -122,6 +123,11 @@ def load_adapter(
     """
     version = adapters.resolve(ref)
     warning = check_base(adapters.manifest(version), model.fingerprint, force=force)
+    if warning is None and model.quantization is not None:
+        warning = (
+            f"the model was rounded to {model.quantization} while it was loaded; what was "
+            "measured of the adapter does not hold for that"
+        )
     decoder = model.decoder
     weights = unpack(adapters.tensors(version), BaseLayers(decoder.weights))
     return LoadedAdapter(version=version, weights=weights, warning=warning or "")

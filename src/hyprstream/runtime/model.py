@@ -63,6 +63,8 @@ class Model:
         default_params: How it samples unless a call says otherwise.
         load_s: Seconds that loading took, download not included.
         adapter: What the adapter is called that it answers with; empty for the model alone.
+        quantization: In what its weights were rounded while it was loaded; None if they are
+            as they are stored.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Model:
         self.default_params = SamplingParams()
         self.load_s = 0.0
         self.adapter = ""
+        self.quantization: Quantization | None = None
         self._network = network
         self._bank: LoraBank | None = None
         self._fingerprints: Path | None = None
@@ -127,6 +130,7 @@ class Model:
         model = cls(str(ref), opened, network, opened.tokenizer())
         del opened  # with it go the file's metadata: the vocabulary once more
         settle_memory()
+        model.quantization = quantize
         model._fingerprints = settings.fingerprints_folder
         model.load_s = time.perf_counter() - started
         return model
