@@ -2,7 +2,17 @@
 
 import argparse
 
-from benchmarks import adapters, codec, engine, single_stream, start_up, store, training, vdb
+from benchmarks import (
+    adapters,
+    codec,
+    engine,
+    single_stream,
+    sparsity,
+    start_up,
+    store,
+    training,
+    vdb,
+)
 
 BENCHMARKS = {
     "single_stream": single_stream.main,
@@ -12,6 +22,7 @@ BENCHMARKS = {
     "adapters": adapters.main,
     "store": store.main,
     "codec": codec.main,
+    "sparsity": sparsity.main,
     "training": training.main,
 }
 

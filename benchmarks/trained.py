@@ -94,7 +94,10 @@ class Task:
 
     @torch.no_grad()
     def held_out_loss(self, factors: Mapping[str, tuple[Tensor, Tensor]] | None) -> float:
-        view = None if factors is None else FactorView(factors)
+        return self.view_loss(None if factors is None else FactorView(factors))
+
+    @torch.no_grad()
+    def view_loss(self, view: LoraView | None) -> float:
         parts = [float(self.loss(windows, view)) for windows in self._held_out.split(4)]
         return sum(parts) / len(parts)
 

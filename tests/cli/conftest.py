@@ -29,8 +29,14 @@ def runtime(monkeypatch):
 
 
 @pytest.fixture
-def command_line(runtime, monkeypatch, capsys):  # noqa: ARG001  # stands in
-    """Run a command with text (or bytes) piped into it."""
+def command_line(runtime, real_command_line):  # noqa: ARG001  # stands in
+    """Run a command, with text (or bytes) piped into it, on the runtime of a few lines."""
+    return real_command_line
+
+
+@pytest.fixture
+def real_command_line(monkeypatch, capsys):
+    """Run a command, with text (or bytes) piped into it, on the real runtime."""
     monkeypatch.setenv("COLUMNS", "80")
 
     def run_command(*arguments: str, stdin: str | bytes = "") -> Result:
@@ -41,6 +47,14 @@ def command_line(runtime, monkeypatch, capsys):  # noqa: ARG001  # stands in
         return Result(code, captured.out, captured.err)
 
     return run_command
+
+
+@pytest.fixture
+def hyprstream(real_command_line, monkeypatch, tmp_path):
+    """Run a command on the real runtime, with a home of its own."""
+    monkeypatch.setenv("HYPRSTREAM_HOME", str(tmp_path))
+    monkeypatch.setenv("HYPRSTREAM_CONFIG", str(tmp_path / "none.toml"))
+    return real_command_line
 
 
 @pytest.fixture

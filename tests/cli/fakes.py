@@ -98,6 +98,7 @@ class FakeModel:
         self.default_params = runtime.default_params
         self.context_length = runtime.context_length
         self.load_s = 0.25
+        self.adapter = ""
         self.tokenizer = SimpleNamespace(token_text=lambda token_id: f"<{token_id}>")
         self._runtime = runtime
 

@@ -64,6 +64,7 @@ def test_json_is_one_object_with_text_usage_timings_and_log_probabilities(comman
     top = [token, {"token": "<8>", "token_id": 8, "logprob": -1.5}]
     assert json.loads(result.out) == {
         "model": "fake",
+        "adapter": None,
         "text": "echo: hi ",
         "finish_reason": "stop",
         "usage": {"prompt_tokens": 3, "completion_tokens": 2},

@@ -9,7 +9,8 @@ from hyprstream import __version__, errors
 from hyprstream.errors import HyprstreamError
 
 _COMMANDS = ["", "infer", "chat", "model", "model pull", "model list", "model info"]
-_COMMANDS += ["model remove", "doctor", "quickstart"]
+_COMMANDS += ["model remove", "doctor", "quickstart", "lora", "lora create", "lora info"]
+_COMMANDS += ["lora compress", "lora infer", "lora import", "lora export"]
 _ROOT = Path(__file__).parent.parent.parent
 
 

@@ -1,4 +1,4 @@
-"""What README and tutorial tell to type works, on the default models."""
+"""What README, tutorial and the page of adapters tell to type works, on the default models."""
 
 import os
 import re
@@ -8,20 +8,35 @@ from pathlib import Path
 
 import pytest
 
+from hyprstream.runtime import load_settings
 from tests.project.pages import blocks
 from tests.project.sources import ROOT
 
 README, TUTORIAL = ROOT / "README.md", ROOT / "docs" / "tutorial.md"
+ADAPTERS = ROOT / "docs" / "adapters.md"
 
 
 def _commands(block: str) -> list[str]:
     return [line.removeprefix("$ ") for line in block.splitlines() if line.startswith("$ ")]
 
 
+def _home(folder: Path) -> Path:
+    """Make a home that shares the user's models, and nothing else."""
+    home = folder / "home"
+    if not home.exists():
+        home.mkdir()
+        (home / "cache").symlink_to(load_settings().cache_folder)
+    return home
+
+
 def _run(program: list[str], folder: Path) -> None:
     """Run a program as a reader would: .venv/bin on the PATH, here with nothing to read from."""
     bin_folder = Path(sys.executable).parent
-    environment = {**os.environ, "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"}
+    environment = {
+        **os.environ,
+        "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
+        "HYPRSTREAM_HOME": str(_home(folder)),
+    }
     done = subprocess.run(
         program,
         cwd=folder,
@@ -35,7 +50,7 @@ def _run(program: list[str], folder: Path) -> None:
     assert done.returncode == 0, f"{program[-1]}\n{done.stdout}\n{done.stderr}"
 
 
-@pytest.mark.parametrize("page", [README, TUTORIAL], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [README, TUTORIAL, ADAPTERS], ids=lambda page: page.name)
 def test_every_make_target_that_a_page_names_exists(page):
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
     for block in blocks(page, "console"):
@@ -44,7 +59,9 @@ def test_every_make_target_that_a_page_names_exists(page):
 
 
 @pytest.mark.parametrize(
-    ("page", "tried_with"), [(README, None), (TUTORIAL, README)], ids=["README", "tutorial"]
+    ("page", "tried_with"),
+    [(README, None), (TUTORIAL, README), (ADAPTERS, None)],
+    ids=["README", "tutorial", "adapters"],
 )
 @pytest.mark.timeout(400)
 @pytest.mark.usefixtures("default_model", "embedding_model")

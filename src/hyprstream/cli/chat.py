@@ -8,6 +8,7 @@ import dataclasses
 import re
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,8 @@ from hyprstream.cli.chat_file import ChatLog, load_messages, save_messages
 from hyprstream.cli.conversation import Conversation
 from hyprstream.cli.lines import Lines, PipeLines, TerminalLines
 from hyprstream.cli.options import (
+    AdapterOption,
+    ForceOption,
     LoadOptions,
     ModelArgument,
     SamplingOptions,
@@ -30,6 +33,7 @@ from hyprstream.cli.session import (
     Generation,
     Model,
     SamplingParams,
+    Session,
     load_model,
     session_of,
 )
@@ -41,21 +45,30 @@ _ANSWER_SHARE = 4  # of the context, at most one part in so many is kept free fo
 _COMMAND = re.compile(r"/([a-z]+)(?:\s|$)")  # "/usr/bin is full" is a message
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TalkOptions:
+    """What a chat begins with, and where it is kept."""
+
+    system: Annotated[
+        str | None, typer.Option(help="What the model is told before the chat.", metavar="TEXT")
+    ] = None
+    history: Annotated[
+        Path | None, typer.Option(help="Go on with the chat in this file.", metavar="FILE")
+    ] = None
+    save_history: Annotated[
+        Path | None,
+        typer.Option(help="Add every turn to this file, as JSON lines.", metavar="FILE"),
+    ] = None
+
+
 @grouped
 def chat(
     ctx: Context,
     *,
     model: ModelArgument = None,
-    system: Annotated[
-        str | None, typer.Option(help="What the model is told before the chat.", metavar="TEXT")
-    ] = None,
-    history: Annotated[
-        Path | None, typer.Option(help="Go on with the chat in this file.", metavar="FILE")
-    ] = None,
-    save_history: Annotated[
-        Path | None,
-        typer.Option(help="Add every turn to this file, as JSON lines.", metavar="FILE"),
-    ] = None,
+    talking: TalkOptions,
+    adapter: AdapterOption = None,
+    force: ForceOption = False,
     sampling: SamplingOptions,
     loading: LoadOptions,
 ) -> None:
@@ -69,22 +82,35 @@ def chat(
 
     Unless the model says otherwise: --max-tokens 500 and --temperature 0.7.
     """
+    session = session_of(ctx)
+    talk(
+        session,
+        talking,
+        sampling,
+        lambda: load_model(session, model, loading, adapter=adapter, force=force),
+    )
+
+
+def talk(
+    session: Session, talking: TalkOptions, sampling: SamplingOptions, load: Callable[[], Model]
+) -> None:
+    """Talk with the model that `load` gives, once all else is found to be sound."""
     from hyprstream.runtime import SamplingParams
 
-    session = session_of(ctx)
     SamplingParams(**sampling.overrides())  # refuse nonsense before weights are loaded
-    if system is not None:
-        require_text("--system", system)
-    conversation = Conversation(system, load_messages(history) if history else ())
-    log = ChatLog(save_history, conversation.messages) if save_history else None
-    served = load_model(session, model, loading)
+    if talking.system is not None:
+        require_text("--system", talking.system)
+    history, file = talking.history, talking.save_history
+    conversation = Conversation(talking.system, load_messages(history) if history else ())
+    log = ChatLog(file, conversation.messages) if file else None
+    served = load()
     if not served.has_chat_template:
         raise ChatTemplateError(
             f"{served.ref} has no chat template, so it cannot chat",
             hint="Use `hyprstream infer`, which continues a text.",
         )
     interactive = sys.stdin.isatty() and sys.stderr.isatty()
-    talk = Chat(
+    chatting = Chat(
         served,
         params=_params(served, sampling),
         conversation=conversation,
@@ -92,7 +118,7 @@ def chat(
         log=log,
         interactive=interactive,
     )
-    talk.run(TerminalLines() if interactive else PipeLines())
+    chatting.run(TerminalLines() if interactive else PipeLines())
 
 
 def _params(model: Model, sampling: SamplingOptions) -> SamplingParams:
@@ -138,7 +164,8 @@ class Chat:
             HyprstreamError: Something failed and nobody is there to try again.
         """
         if self._interactive:
-            self._output.done(f"{self._model.ref}: /help lists the commands, /bye leaves.")
+            adapter = f" with {self._model.adapter}" if self._model.adapter else ""
+            self._output.done(f"{self._model.ref}{adapter}: /help lists the commands, /bye leaves.")
         while (text := self._read(lines)) is not None:
             try:
                 if not self._turn(text):

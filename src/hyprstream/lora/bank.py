@@ -92,10 +92,11 @@ class LoraBank:
         """
         slots = tuple(slots.tolist() if isinstance(slots, Tensor) else slots)
         # While sequences decode, one step mixes the same slots as the one before.
-        if self._last is None or self._last[0] != slots:
+        last = self._last  # read once: threads that only look may share a bank
+        if last is None or last[0] != slots:
             views = [kind.view(slots) for kind in self._kinds.values()]
-            self._last = slots, _sum([view for view in views if view is not None])
-        return self._last[1]
+            last = self._last = slots, _sum([view for view in views if view is not None])
+        return last[1]
 
     def _by_kind(self, weights: LoraWeights) -> dict[str, dict[str, Delta]]:
         """Sort modules by kind, making memory for kinds that are new."""

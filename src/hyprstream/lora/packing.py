@@ -6,6 +6,7 @@ from torch import Tensor
 
 from hyprstream.errors import InvalidAdapterError
 from hyprstream.lora.mask import Mask
+from hyprstream.lora.parts import check_size
 from hyprstream.vdb.tensors import DType, SparseTensor
 
 _NAMES: dict[torch.dtype, DType] = {
@@ -17,10 +18,6 @@ _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 
 DTYPES = tuple(_NAMES)
 """What values of an adapter may be."""
-
-# The factors of a head of 262,144 entries at rank 1024. More would only come from a file
-# that claims a shape which its few values do not fill.
-_MAX_ELEMENTS = 2**28
 
 
 def packed(tensor: Tensor, mask: Mask | None) -> SparseTensor:
@@ -49,11 +46,7 @@ def unpacked(tensor: SparseTensor) -> tuple[Tensor, Mask | None]:
     Raises:
         InvalidAdapterError: It would be larger than any adapter's.
     """
-    if tensor.size > _MAX_ELEMENTS:
-        raise InvalidAdapterError(
-            f"a tensor of shape {tensor.shape} is too large for an adapter",
-            hint="The file is damaged, or no adapter.",
-        )
+    check_size(tensor)
     values, mask = unpacked_values(tensor)
     return (values.view(tensor.shape) if mask is None else mask.spread(values)), mask
 

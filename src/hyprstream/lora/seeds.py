@@ -22,12 +22,17 @@ def words(seed: int, name: str, positions: NDArray[np.int64]) -> NDArray[np.uint
         >>> [hex(word) for word in words(0, "mask", np.arange(2)).tolist()]
         ['0x15e190add0a7e0b0', '0x52be1e9daf8eddd5']
     """
-    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    start = np.uint64(int.from_bytes(digest[:8], "little"))
+    start = np.uint64(stream_start(seed, name))
     state = start + (positions.astype(np.uint64) + np.uint64(1)) * _STEP  # modulo 2**64
     state = (state ^ (state >> np.uint64(30))) * _FIRST
     state = (state ^ (state >> np.uint64(27))) * _SECOND
     return state ^ (state >> np.uint64(31))
+
+
+def stream_start(seed: int, name: str) -> int:
+    """Return where a stream starts, 0 to 2**64 - 1."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "little")
 
 
 def uniform(seed: int, name: str, num_values: int) -> NDArray[np.float32]:

@@ -5,7 +5,7 @@ Plain data, no torch. `lora/create.py` makes weights from it.
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Literal, TypeVar
 
@@ -102,6 +102,13 @@ class LoraSpec:
         if self.kind == "sparse":
             return 1.0
         return self._scale(_found(self.alpha_pattern, path, self.alpha), self.rank_of(path))
+
+    def plain(self) -> dict[str, str | bool | int | float | tuple[str, ...]]:
+        """Return the fields as plain data; a pattern as its entries, "name=value"."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name in ("rank_pattern", "alpha_pattern"):
+            values[name] = tuple(f"{layer}={value}" for layer, value in values[name].items())
+        return values
 
     def _scale(self, alpha: float, rank: int) -> float:
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)

@@ -7,9 +7,10 @@ from functools import cached_property
 from types import MappingProxyType
 
 from hyprstream import lookup
-from hyprstream.errors import InvalidAdapterError, UnsupportedError
+from hyprstream.errors import UnsupportedError
 from hyprstream.lora.basis import BaseLayers
 from hyprstream.lora.delta import Delta, Kind, Target
+from hyprstream.lora.parts import by_path
 from hyprstream.refs import VersionId
 from hyprstream.vdb.tensors import SparseTensor
 
@@ -76,19 +77,10 @@ def unpack(tensors: Mapping[str, SparseTensor], base: BaseLayers | None = None) 
         IncompatibleAdapterError: They belong to another base model.
         UnsupportedError: No such kind of adapter is known.
     """
-    found: dict[str, tuple[str, dict[str, SparseTensor]]] = {}
-    for full_name, tensor in tensors.items():
-        path, kind, name = _split(full_name)
-        if found.setdefault(path, (kind, {}))[0] != kind:
-            raise InvalidAdapterError(
-                f"an adapter changes {path} as {found[path][0]} and as {kind}",
-                hint="The file is damaged, or no adapter.",
-            )
-        found[path][1][name] = tensor
     return LoraWeights(
         {
             path: kind_of(kind).unpack(Target(path=path, base=base), parts)
-            for path, (kind, parts) in found.items()
+            for path, (kind, parts) in by_path(tensors).items()
         }
     )
 
@@ -102,16 +94,6 @@ def kind_of(name: str) -> Kind:
     module = lookup.load("hyprstream.lora.kinds", name, kind="kind of adapter")
     kind: Kind = module.DELTA
     return kind
-
-
-def _split(full_name: str) -> tuple[str, str, str]:
-    parts = full_name.split("/")
-    if len(parts) != 3 or not all(parts):
-        raise InvalidAdapterError(
-            f"{full_name!r} names no part of an adapter",
-            hint="Names are PATH/KIND/TENSOR, as in layers.0.self_attn.q_proj/low_rank/a.",
-        )
-    return parts[0], parts[1], parts[2]
 
 
 def combine(parts: Sequence[tuple[LoraWeights, float]]) -> LoraWeights:

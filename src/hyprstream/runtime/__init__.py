@@ -10,48 +10,111 @@ if TYPE_CHECKING:
     from hyprstream.catalog.card import Progress
     from hyprstream.catalog.catalog import Catalog
     from hyprstream.engine.request import Grammar, SamplingParams
+    from hyprstream.lora.exchange.coverage import Coverage
+    from hyprstream.lora.spec import LoraSpec
+    from hyprstream.lora.summary import ModuleChange, ModuleSummary
+    from hyprstream.runtime.adapted import (
+        LoadedAdapter,
+        Recipe,
+        base_model_ref,
+        create_adapter,
+        load_adapter,
+    )
+    from hyprstream.runtime.adapter_records import AdapterDiff, AdapterInfo, Committed
+    from hyprstream.runtime.adapters import Adapters, open_adapters
     from hyprstream.runtime.device import set_threads
     from hyprstream.runtime.environment import Check, environment_report
+    from hyprstream.runtime.exchange import (
+        Destination,
+        Source,
+        export_adapter,
+        import_adapter,
+    )
     from hyprstream.runtime.info import ModelInfo, describe
     from hyprstream.runtime.model import Model
     from hyprstream.runtime.models import open_catalog
     from hyprstream.runtime.settings import Settings, load_settings
     from hyprstream.runtime.text import Completion, Generation, TextDelta
+    from hyprstream.store.records import Note
+    from hyprstream.vdb.learned.rate import Target
+    from hyprstream.vdb.statistics import GridStatistics
 
 _HOMES = {
+    "AdapterDiff": "hyprstream.runtime.adapter_records",
+    "AdapterInfo": "hyprstream.runtime.adapter_records",
+    "Adapters": "hyprstream.runtime.adapters",
     "Catalog": "hyprstream.catalog.catalog",
     "Check": "hyprstream.runtime.environment",
+    "Committed": "hyprstream.runtime.adapter_records",
     "Completion": "hyprstream.runtime.text",
+    "Coverage": "hyprstream.lora.exchange.coverage",
+    "Destination": "hyprstream.runtime.exchange",
     "Generation": "hyprstream.runtime.text",
     "Grammar": "hyprstream.engine.request",
+    "GridStatistics": "hyprstream.vdb.statistics",
+    "LoadedAdapter": "hyprstream.runtime.adapted",
+    "LoraSpec": "hyprstream.lora.spec",
     "Model": "hyprstream.runtime.model",
     "ModelInfo": "hyprstream.runtime.info",
+    "ModuleChange": "hyprstream.lora.summary",
+    "ModuleSummary": "hyprstream.lora.summary",
+    "Note": "hyprstream.store.records",
     "Progress": "hyprstream.catalog.card",
+    "Recipe": "hyprstream.runtime.adapted",
     "SamplingParams": "hyprstream.engine.request",
     "Settings": "hyprstream.runtime.settings",
+    "Source": "hyprstream.runtime.exchange",
+    "Target": "hyprstream.vdb.learned.rate",
     "TextDelta": "hyprstream.runtime.text",
+    "base_model_ref": "hyprstream.runtime.adapted",
+    "create_adapter": "hyprstream.runtime.adapted",
     "describe": "hyprstream.runtime.info",
     "environment_report": "hyprstream.runtime.environment",
+    "export_adapter": "hyprstream.runtime.exchange",
+    "import_adapter": "hyprstream.runtime.exchange",
+    "load_adapter": "hyprstream.runtime.adapted",
     "load_settings": "hyprstream.runtime.settings",
+    "open_adapters": "hyprstream.runtime.adapters",
     "open_catalog": "hyprstream.runtime.models",
     "set_threads": "hyprstream.runtime.device",
 }
 
 __all__ = [
+    "AdapterDiff",
+    "AdapterInfo",
+    "Adapters",
     "Catalog",
     "Check",
+    "Committed",
     "Completion",
+    "Coverage",
+    "Destination",
     "Generation",
     "Grammar",
+    "GridStatistics",
+    "LoadedAdapter",
+    "LoraSpec",
     "Model",
     "ModelInfo",
+    "ModuleChange",
+    "ModuleSummary",
+    "Note",
     "Progress",
+    "Recipe",
     "SamplingParams",
     "Settings",
+    "Source",
+    "Target",
     "TextDelta",
+    "base_model_ref",
+    "create_adapter",
     "describe",
     "environment_report",
+    "export_adapter",
+    "import_adapter",
+    "load_adapter",
     "load_settings",
+    "open_adapters",
     "open_catalog",
     "set_threads",
 ]

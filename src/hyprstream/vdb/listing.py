@@ -1,12 +1,12 @@
-"""Tensors as bytes, exactly: a table of contents in JSON, then indices and values.
+"""Tensors as bytes for a compressor: a table of contents in JSON, then indices and values.
 
     0  4  magic "HYRT"
     4  4  bytes of the table of contents, which follows: [{"name", "shape", "dtype", "active"}]
        .  for each tensor its indices, if not all elements are active, and its values
 
 "active" is the number of active elements, or null for all. Indices are told by the
-differences between them, as u64. With `planes`, arrays are written byte by byte, all first
-bytes first, which a compressor can do more with. All integers are little-endian.
+differences between them, as u64. Arrays are written byte by byte, all first bytes first,
+which a compressor can do more with. All integers are little-endian.
 """
 
 import json
@@ -27,8 +27,8 @@ _PREFIX = struct.Struct("<4sI")
 _MAX_SIZE = 1 << 40  # elements of one tensor, active or not
 
 
-def write(tensors: Mapping[str, SparseTensor], *, planes: bool = False) -> bytes:
-    """Write tensors; `read` with the same `planes` returns them."""
+def write(tensors: Mapping[str, SparseTensor]) -> bytes:
+    """Write tensors; `read` returns them."""
     table, arrays = [], []
     for name, tensor in tensors.items():
         active = None if tensor.indices is None else tensor.num_active
@@ -38,11 +38,10 @@ def write(tensors: Mapping[str, SparseTensor], *, planes: bool = False) -> bytes
             arrays.append(np.diff(tensor.indices, prepend=0).astype("<u8"))
         arrays.append(tensor.values.astype(tensor.values.dtype.newbyteorder("<")))
     head = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
-    parts = [_transposed(array) if planes else array.tobytes() for array in arrays]
-    return b"".join([_PREFIX.pack(MAGIC, len(head)), head, *parts])
+    return b"".join([_PREFIX.pack(MAGIC, len(head)), head, *map(_transposed, arrays)])
 
 
-def read(data: bytes, *, planes: bool = False) -> dict[str, SparseTensor]:
+def read(data: bytes) -> dict[str, SparseTensor]:
     """Read tensors; the bytes need not be sound.
 
     Raises:
@@ -60,7 +59,7 @@ def read(data: bytes, *, planes: bool = False) -> dict[str, SparseTensor]:
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CorruptGridError("its table of contents cannot be read") from error
     tensors: dict[str, SparseTensor] = {}
-    arrays = _Arrays(data, start, planes=planes)
+    arrays = _Arrays(data, start)
     for name, shape, dtype, active in entries:
         if name in tensors:
             raise CorruptGridError(f"two of its tensors are called {name!r}")
@@ -111,10 +110,9 @@ def _transposed(array: NDArray[Any]) -> bytes:
 class _Arrays:
     """Takes arrays from the bytes after the table of contents."""
 
-    def __init__(self, data: bytes, start: int, *, planes: bool) -> None:
+    def __init__(self, data: bytes, start: int) -> None:
         self._data = data
         self._position = start
-        self._planes = planes
 
     def take(self, count: int, dtype: np.dtype[Any]) -> NDArray[Any]:
         start = self._position
@@ -122,9 +120,7 @@ class _Arrays:
         if self._position > len(self._data):
             raise CorruptGridError("its values end early")
         part = np.frombuffer(self._data, np.uint8, count * dtype.itemsize, start)
-        if self._planes:
-            part = np.ascontiguousarray(part.reshape(dtype.itemsize, count).T).reshape(-1)
-        return part.view(dtype)
+        return np.ascontiguousarray(part.reshape(dtype.itemsize, count).T).reshape(-1).view(dtype)
 
     def finish(self) -> None:
         if self._position != len(self._data):

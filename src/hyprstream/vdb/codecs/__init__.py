@@ -66,7 +66,7 @@ class Codec(Protocol):
         """Return the adapter that a stream holds; the bytes need not be sound.
 
         Raises:
-            UnsupportedCodecError: They are of a version of the code that is not known here.
+            UnsupportedError: They are of a version of the code that is not known here.
             CorruptGridError: They are no stream of the code, or damaged.
         """
         ...

@@ -25,7 +25,7 @@ _LEVEL = 12  # above it, a percent less takes many times as long
 def encode(tensors: Mapping[str, SparseTensor]) -> Encoded:
     """Compress an adapter."""
     compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True)
-    data = _PREFIX + compressor.compress(listing.write(tensors, planes=True))
+    data = _PREFIX + compressor.compress(listing.write(tensors))
     return Encoded(data=data, report=measure(tensors, data))
 
 
@@ -50,4 +50,4 @@ def decode(data: bytes, *, max_bytes: int = MAX_BYTES) -> dict[str, SparseTensor
         content = zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise CorruptGridError("it cannot be decompressed") from error
-    return listing.read(content, planes=True)
+    return listing.read(content)
