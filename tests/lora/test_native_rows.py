@@ -96,12 +96,14 @@ def test_rows_that_do_not_lie_together_are_read_as_they_are():
 
 def test_it_is_for_few_rows_without_gradients():
     few, many = torch.zeros(64, 1), torch.zeros(65, 1)
-    assert NativeRows.takes(few)
-    assert not NativeRows.takes(many)
+    rows = kernel(torch.float32)
+    assert rows.takes(few)
+    assert not rows.takes(many)
+    assert not rows.takes(few.bfloat16()), "it would read them as what they are not"
     few.requires_grad_()
-    assert not NativeRows.takes(few)
+    assert not rows.takes(few)
     with torch.no_grad():
-        assert NativeRows.takes(few)
+        assert rows.takes(few)
 
 
 def test_it_is_for_processors_and_two_dtypes():

@@ -51,9 +51,10 @@ class RowGroups:
 class NativeRows:
     """The kernel for one dtype of activations and stacks."""
 
-    def __init__(self, kernels: Kernels, kind: Kind) -> None:
+    def __init__(self, kernels: Kernels, kind: Kind, dtype: torch.dtype) -> None:
         self._low_rank = kernels.low_rank
         self._kind = kind
+        self._dtype = dtype
 
     @classmethod
     def open(cls, dtype: torch.dtype, device: torch.device) -> "NativeRows | None":
@@ -62,12 +63,12 @@ class NativeRows:
         if device.type != "cpu" or kind is None:
             return None
         kernels = open_kernels()
-        return None if kernels is None else cls(kernels, kind)
+        return None if kernels is None else cls(kernels, kind, dtype)
 
-    @staticmethod
-    def takes(x: Tensor) -> bool:
-        """Tell whether the kernel is for such rows: few, and no gradient is wanted."""
-        return len(x) <= MAX_ROWS and not (x.requires_grad and torch.is_grad_enabled())
+    def takes(self, x: Tensor) -> bool:
+        """Tell whether the kernel is for such rows: few, of its dtype, without a gradient."""
+        wants_gradient = x.requires_grad and torch.is_grad_enabled()
+        return x.dtype == self._dtype and len(x) <= MAX_ROWS and not wants_gradient
 
     def product(
         self,
