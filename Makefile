@@ -33,7 +33,7 @@ docs: .venv/dev.stamp
 	$(PYTHON) -m venv .venv
 
 # What is compiled and installed; Python files are only linked to.
-INSTALLED := pyproject.toml constraints.txt hatch_build.py src/hyprstream/kernels/native.cpp
+INSTALLED := pyproject.toml constraints.txt hatch_build.py $(wildcard src/hyprstream/kernels/*.cpp src/hyprstream/kernels/*.h)
 
 .venv/run.stamp: .venv/bin/python $(INSTALLED)
 	@echo "Installing into .venv; PyTorch makes it a minute or two."

@@ -12,12 +12,12 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-_FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-shared", "-fPIC")
+_FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-Wno-psabi", "-shared", "-fPIC")
 _SECONDS = 300
 
 
 class NativeKernels(BuildHookInterface):
-    """Puts libnative.so beside native.cpp, and into the wheel."""
+    """Puts libnative.so beside its sources, and into the wheel."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002
         """Compile; called by hatchling before it collects files.
@@ -34,7 +34,8 @@ class NativeKernels(BuildHookInterface):
             self.app.display_warning("no C++ compiler: adapters will be slower on the processor")
             return
         scratch = target.with_suffix(".new")
-        command = [compiler, *_FLAGS, "-o", str(scratch), str(folder / "native.cpp")]
+        sources = sorted(str(file) for file in folder.glob("*.cpp"))
+        command = [compiler, *_FLAGS, "-o", str(scratch), *sources]
         try:
             subprocess.run(command, check=True, capture_output=True, timeout=_SECONDS)  # noqa: S603
         except (OSError, subprocess.SubprocessError) as error:

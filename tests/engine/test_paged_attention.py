@@ -1,5 +1,6 @@
 """Attention over blocks: any cut, any blocks, any company give what the whole sequence gives."""
 
+from dataclasses import replace
 from itertools import accumulate
 
 import pytest
@@ -7,14 +8,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hyprstream.engine.native_attention import NativeAttention
 from hyprstream.engine.paged_attention import PagedAttention
 from hyprstream.engine.paged_cache import PagedCache, block_bytes
 from hyprstream.engine.plan import Row, SequenceId
-from hyprstream.models.attention import PackedAttention
+from hyprstream.kernels.native import open_kernels
+from hyprstream.models.attention import PackedAttention, mixed_values
 from hyprstream.models.config import AttentionConfig, ModelConfig
 from hyprstream.refs import RequestId
 
-HEADS, KV_HEADS, WIDTH = 6, 2, 8
+HEADS, KV_HEADS, WIDTH = 6, 2, 32
+CPU = torch.device("cpu")
+
+
+needs_kernels = pytest.mark.skipif(
+    open_kernels() is None, reason="the native kernels are not compiled: is there a C++ compiler?"
+)
+WAYS = ["torch", pytest.param("native", marks=needs_kernels)]
 
 
 def config(*layers: AttentionConfig) -> ModelConfig:
@@ -76,12 +86,21 @@ class Sequence:
         return slice(self.ends[step] - self.pieces[step], self.ends[step])
 
 
-def check(model, sequences, block_tokens, draw_blocks):
+def native_for(way, model, cache):
+    if way == "torch":
+        return None
+    native = NativeAttention.open(model, cache)
+    assert native is not None
+    return native
+
+
+def check(way, model, sequences, block_tokens, draw_blocks):
     """Run all sequences side by side, piece by piece, and compare each piece."""
     needs = [-(-s.ends[-1] // block_tokens) for s in sequences]
     pool = draw_blocks(sum(needs))
     blocks = [[pool.pop() for _ in range(need)] for need in needs]
     cache = cache_for(model, sum(needs), block_tokens)
+    native = native_for(way, model, cache)
     for step in range(max(len(s.pieces) for s in sequences)):
         alive = [i for i, s in enumerate(sequences) if step < len(s.pieces)]
         cuts = [sequences[i].cut(step) for i in alive]
@@ -89,7 +108,7 @@ def check(model, sequences, block_tokens, draw_blocks):
             row(i, cut.start, cut.stop - cut.start, blocks[i])
             for i, cut in zip(alive, cuts, strict=True)
         ]
-        attention = PagedAttention(model, cache, rows)
+        attention = PagedAttention(model, cache, rows, native=native)
         for layer in range(model.num_layers):
             packed = [
                 torch.cat([sequences[i].qkv[x][cut] for i, cut in zip(alive, cuts, strict=True)])
@@ -105,6 +124,7 @@ def check(model, sequences, block_tokens, draw_blocks):
 PIECES = st.lists(st.sampled_from([1, 1, 1, 2, 3, 9, 40]), min_size=1, max_size=6)
 
 
+@pytest.mark.parametrize("way", WAYS)
 @given(
     sequences=st.lists(PIECES, min_size=1, max_size=5),
     block_tokens=st.sampled_from([1, 4, 16]),
@@ -114,7 +134,7 @@ PIECES = st.lists(st.sampled_from([1, 1, 1, 2, 3, 9, 40]), min_size=1, max_size=
 )
 @settings(max_examples=40, deadline=None)
 def test_any_cut_any_blocks_any_company_give_what_the_whole_gives(
-    sequences, block_tokens, window, softcap, data
+    way, sequences, block_tokens, window, softcap, data
 ):
     model = config(
         AttentionConfig(scale=0.3, softcap=softcap),
@@ -125,15 +145,16 @@ def test_any_cut_any_blocks_any_company_give_what_the_whole_gives(
     def draw_blocks(count):
         return data.draw(st.permutations(range(count)))
 
-    check(model, made, block_tokens, draw_blocks)
+    check(way, model, made, block_tokens, draw_blocks)
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("block_order", [list, lambda r: [*r][::-1]])
-def test_contexts_beyond_those_that_attend_together_are_right_too(block_order):
+def test_contexts_beyond_those_that_attend_together_are_right_too(way, block_order):
     model = config(AttentionConfig(scale=0.3), AttentionConfig(scale=0.3, window=300))
     pieces = [[250, 1, 1, 1, 1, 1, 1, 1], [230, 30, 1, 1, 1], [700, 1, 4, 1, 1]]
     made = [Sequence(model, p, seed) for seed, p in enumerate(pieces)]
-    check(model, made, 16, lambda count: block_order(range(count)))
+    check(way, model, made, 16, lambda count: block_order(range(count)))
 
 
 def test_a_row_may_own_more_blocks_than_it_fills():
@@ -160,7 +181,8 @@ def test_a_cache_takes_what_its_blocks_take(dtype):
     assert block_bytes(model, dtype, 16) == 3 * 2 * 16 * KV_HEADS * WIDTH * dtype.itemsize
 
 
-def test_bfloat16_rows_that_attend_together_are_as_exact_as_alone():
+@pytest.mark.parametrize("way", WAYS)
+def test_bfloat16_rows_that_attend_together_are_as_exact_as_alone(way):
     model = config(AttentionConfig(scale=0.3), AttentionConfig(scale=0.3, softcap=5.0))
     made = [Sequence(model, [40 + 10 * seed, 1], seed) for seed in range(4)]
     cache = PagedCache(
@@ -170,10 +192,85 @@ def test_bfloat16_rows_that_attend_together_are_as_exact_as_alone():
     made = made[:3]
     rows = [row(i, 0, 40 + 10 * i, blocks[i].tolist()) for i in range(3)]
     new = [row(i, 40 + 10 * i, 1, blocks[i].tolist()) for i in range(3)]
+    native = native_for(way, model, cache)
     for step, rows_of_step in enumerate((rows, new)):
-        attention = PagedAttention(model, cache, rows_of_step)
+        attention = PagedAttention(model, cache, rows_of_step, native=native)
         for layer in range(2):
             packed = [torch.cat([s.qkv[x][s.cut(step)] for s in made]).bfloat16() for x in range(3)]
             expected = torch.cat([s.expected[layer][s.cut(step)] for s in made])
             ours = attention.attend(layer, *packed).float()
             torch.testing.assert_close(ours, expected, atol=3e-2, rtol=3e-2)
+
+
+@needs_kernels
+@settings(max_examples=40, deadline=None)
+@given(
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    kv_heads=st.integers(1, 3),
+    group=st.integers(1, 9),
+    width=st.sampled_from([16, 48, 64, 80, 128]),
+    lengths=st.lists(st.tuples(st.integers(0, 70), st.integers(1, 8)), min_size=1, max_size=4),
+    layer=st.builds(
+        AttentionConfig,
+        scale=st.sampled_from([1e-3, 0.2, 1.5]),
+        softcap=st.none() | st.just(20.0),
+    ),
+    seed=st.integers(0, 1000),
+)
+def test_the_kernel_equals_float64_whatever_the_shape_and_the_company(
+    dtype, kv_heads, group, width, lengths, layer, seed
+):
+    model = replace(
+        config(layer), num_heads=kv_heads * group, num_kv_heads=kv_heads, head_width=width
+    )
+    cache = PagedCache(model, num_blocks=40, block_tokens=8, dtype=dtype, device=CPU)
+    native = native_for("native", model, cache)
+    generator = torch.Generator().manual_seed(seed)
+    shape = (40 * 8, kv_heads, width)
+    keys, values = (torch.randn(shape, generator=generator).to(dtype) for _ in range(2))
+    blocks = torch.randperm(40, generator=generator).view(4, 10).tolist()
+    rows = [row(i, start, count, blocks[i]) for i, (start, count) in enumerate(lengths)]
+    num_queries = sum(count for _, count in lengths)
+    q = torch.randn(num_queries, kv_heads * group, width, generator=generator).to(dtype)
+    ours = native.share(rows, slice(0, num_queries), 8).attend(layer, q, keys, values)
+    begin = 0
+    for one in rows:
+        tokens = slice(begin, begin + len(one.token_ids))
+        begin = tokens.stop
+        end = one.start + len(one.token_ids)
+        places = [one.blocks[p // 8] * 8 + p % 8 for p in range(end)]
+        wide = (x.double() for x in (q[tokens], keys[places], values[places]))
+        expected = mixed_values(layer, *wide, num_before=one.start)
+        rtol, atol = (1e-4, 1e-4) if dtype == torch.float32 else (0.02, 0.01)
+        torch.testing.assert_close(ours[tokens].double(), expected, rtol=rtol, atol=atol)
+        alone = native.share([one], slice(0, len(one.token_ids)), 8)
+        assert torch.equal(alone.attend(layer, q[tokens], keys, values), ours[tokens])
+
+
+@needs_kernels
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_numbers_that_are_none_come_out_as_such(bad):
+    layer = AttentionConfig(scale=0.2)
+    model = config(layer)
+    cache = PagedCache(model, num_blocks=2, block_tokens=8, dtype=torch.float32, device=CPU)
+    native = native_for("native", model, cache)
+    keys = torch.ones(16, KV_HEADS, WIDTH)
+    values = torch.ones(16, KV_HEADS, WIDTH)
+    keys[3] = bad
+    q = torch.ones(1, HEADS, WIDTH)
+    share = native.share([row(0, 9, 1, [0, 1])], slice(0, 1), 8)
+    assert torch.isnan(share.attend(layer, q, keys, values)).all()
+
+
+def test_widths_that_the_kernel_does_not_take_are_left_to_torch():
+    model = replace(config(AttentionConfig(scale=0.3)), head_width=24)
+    cache = PagedCache(model, num_blocks=2, block_tokens=8, dtype=torch.float32, device=CPU)
+    assert NativeAttention.open(model, cache) is None
+    halves = PagedCache(
+        config(AttentionConfig(scale=0.3)),
+        num_blocks=2,
+        block_tokens=8,
+        dtype=torch.float16,
+        device=CPU,
+    )
+    assert NativeAttention.open(config(AttentionConfig(scale=0.3)), halves) is None

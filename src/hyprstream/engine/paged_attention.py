@@ -1,7 +1,9 @@
 """Attention over the KV blocks of a step's rows: one token each, a few drafts, or a prompt's chunk.
 
-Two ways to attend, of one meaning (`mixed_values`):
+Three ways to attend, of one meaning (`mixed_values`):
 
+- *Native*: rows with few tokens, where the kernel was compiled: `NativeAttention`. Without
+  it they attend in one of the other ways.
 - *Alone*: one row, one product. Consecutive blocks are read where they lie, others are
   gathered first.
 - *Together*: rows with few tokens and short contexts are gathered, padded to the longest,
@@ -15,6 +17,7 @@ Runs on the engine thread.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -22,13 +25,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hyprstream.engine.native_attention import MAX_TOKENS, NativeAttention
 from hyprstream.engine.paged_cache import PagedCache
 from hyprstream.engine.plan import Row
 from hyprstream.models.attention import mixed_values
 from hyprstream.models.config import AttentionConfig, ModelConfig
 
 _MAX_POSITIONS_TOGETHER = 256
-_MAX_TOKENS_TOGETHER = 8
 
 
 class PagedAttention:
@@ -41,7 +44,23 @@ class PagedAttention:
     would give it on its whole sequence, whatever the cuts, the blocks and the other rows.
     """
 
-    def __init__(self, config: ModelConfig, cache: PagedCache, rows: Sequence[Row]) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        cache: PagedCache,
+        rows: Sequence[Row],
+        *,
+        native: NativeAttention | None = None,
+    ) -> None:
+        """Work out what does not depend on the layer.
+
+        Args:
+            config: How the layers attend.
+            cache: Where keys and values are.
+            rows: The rows of the step.
+            native: The kernel for rows with few tokens. A cache has it always or never: with
+                it, no share reads what was not written, and blocks are not cleared.
+        """
         size = cache.block_tokens
         self._layers = config.attention
         self._cache = cache
@@ -54,9 +73,10 @@ class PagedAttention:
             if end % size and row.start <= end // size * size:
                 begun.append(row.blocks[end // size])  # others are full, or were begun before
         self._places = torch.tensor(places, device=cache.device)
-        cache.clear(begun)
+        if native is None:
+            cache.clear(begun)
         self._shares = {
-            window: list(_shares(rows, window, config, cache))
+            window: list(_shares(rows, window, config, cache, native))
             for window in {layer.window for layer in config.attention}
         }
 
@@ -109,16 +129,39 @@ class _Span:
         fewest, most = len(others[0].blocks), len(self.blocks)
         return (
             num_tokens == len(others[0].row.token_ids)
-            and num_tokens <= _MAX_TOKENS_TOGETHER
+            and num_tokens <= MAX_TOKENS
             and most * size <= _MAX_POSITIONS_TOGETHER
             and fewest <= most <= 2 * fewest  # no more than half of a gathering is padding
         )
 
 
 def _shares(
-    rows: Sequence[Row], window: int | None, config: ModelConfig, cache: PagedCache
+    rows: Sequence[Row],
+    window: int | None,
+    config: ModelConfig,
+    cache: PagedCache,
+    native: NativeAttention | None,
 ) -> Iterator[_Share]:
     """Divide the step: packed tokens in order, each in one share."""
+
+    def is_native(row: Row) -> bool:
+        return native is not None and len(row.token_ids) <= MAX_TOKENS
+
+    begin = 0
+    for few, run in groupby(rows, is_native):
+        neighbours = list(run)
+        end = begin + sum(len(row.token_ids) for row in neighbours)
+        if native is not None and few:
+            yield native.share(neighbours, slice(begin, end), cache.block_tokens)
+        else:
+            yield from _torch_shares(neighbours, begin, window, config, cache)
+        begin = end
+
+
+def _torch_shares(
+    rows: Sequence[Row], begin: int, window: int | None, config: ModelConfig, cache: PagedCache
+) -> Iterator[_Share]:
+    """Divide neighbours whose first token is `begin`."""
     size = cache.block_tokens
     groups: list[list[_Span]] = []
     for row in rows:
@@ -129,7 +172,6 @@ def _shares(
             groups[-1].append(span)
         else:
             groups.append([span])
-    begin = 0
     for spans in groups:
         tokens = slice(begin, begin + sum(len(span.row.token_ids) for span in spans))
         if len(spans) == 1:

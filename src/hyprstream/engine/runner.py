@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hyprstream.engine.answer import Answer, Embedding
 from hyprstream.engine.logits import token_logprobs
+from hyprstream.engine.native_attention import NativeAttention
 from hyprstream.engine.paged_attention import PagedAttention
 from hyprstream.engine.paged_cache import PagedCache
 from hyprstream.engine.peaks import Peak, PeakFinder
@@ -108,6 +109,7 @@ class ModelRunner(Generic[Weights]):
             dtype=model.dtype,
             device=model.device,
         )
+        self._native = NativeAttention.open(model.config, self._cache)
         self._max_scored = max(1, _MAX_LOGITS // model.config.vocab_size)
 
     @property
@@ -226,7 +228,7 @@ class ModelRunner(Generic[Weights]):
         batch = ForwardBatch(
             token_ids=torch.tensor(token_ids, device=device),
             positions=torch.tensor(positions, device=device),
-            attention=PagedAttention(self._model.config, self._cache, rows),
+            attention=PagedAttention(self._model.config, self._cache, rows, native=self._native),
             lora=self._view([row.slot for row in rows for _ in row.token_ids]),
         )
         return self._model.forward(batch)

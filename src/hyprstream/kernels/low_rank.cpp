@@ -1,45 +1,10 @@
-// Kernels for the CPU. Plain pointers and sizes; whoever calls has checked them.
-//
-// Matrices are row-major and dense. A kind says what numbers are: 0 float, 1 bfloat16.
+// Low-rank adapters of a few rows, each adapter read once.
 
-#include <cstdint>
-#include <cstring>
 #include <vector>
 
-// One source, compiled for several generations of processors; the loader picks.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define EVERY_PROCESSOR __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define EVERY_PROCESSOR
-#endif
-#define INLINE static inline __attribute__((always_inline))
+#include "numbers.h"
 
 namespace {
-
-constexpr int64_t kLanes = 64;  // sums kept apart, so that they are vectors: 4 of 16 floats
-
-struct Bfloat16 {
-    uint16_t bits;
-};
-
-INLINE float wide(float value) { return value; }
-
-INLINE float wide(Bfloat16 value) {
-    const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
-    float result;
-    std::memcpy(&result, &bits, sizeof result);
-    return result;
-}
-
-INLINE void narrow(float value, float* result) { *result = value; }
-
-INLINE void narrow(float value, Bfloat16* result) {
-    uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
-    const uint32_t rounded = bits + 0x7fffu + ((bits >> 16) & 1u);  // to nearest, ties to even
-    result->bits = static_cast<uint16_t>(is_nan ? (bits >> 16) | 0x40u : rounded >> 16);
-}
 
 // The same order of additions whatever else is computed: a row does not feel its neighbours.
 template <typename Weight>
@@ -65,14 +30,6 @@ INLINE const float* widened(const Bfloat16* w, int64_t size, std::vector<float>&
 template <typename Weight>
 INLINE void add(float factor, const Weight* w, int64_t size, float* sum) {
     for (int64_t i = 0; i < size; ++i) sum[i] += factor * wide(w[i]);
-}
-
-// Reading ahead: the time of these products is that of memory.
-template <typename Weight>
-INLINE void fetch(const Weight* row, int64_t size) {
-    const char* start = reinterpret_cast<const char*>(row);
-    const int64_t num_bytes = size * static_cast<int64_t>(sizeof(Weight));
-    for (int64_t byte = 0; byte < num_bytes; byte += 64) __builtin_prefetch(start + byte);
 }
 
 struct Groups {
@@ -133,63 +90,6 @@ INLINE void low_rank(const Number* x, const Weight* a, const Weight* b, Number* 
     }
 }
 
-// The largest number of a row, and the first place where it stands; a NaN is larger than all.
-template <typename Number>
-INLINE void peak(const Number* row, int64_t size, float* value, int64_t* place) {
-    constexpr int64_t kPiece = 1024;
-    int64_t best = 0;
-    *value = wide(row[0]);
-    bool is_nan = false;
-    for (int64_t start = 0; start < size && !is_nan; start += kPiece) {
-        const int64_t count = size - start < kPiece ? size - start : kPiece;
-        float lanes[kLanes];
-        uint32_t nans[kLanes] = {0};
-        for (int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] = *value;
-        int64_t i = 0;
-        for (; i + kLanes <= count; i += kLanes)
-            for (int64_t lane = 0; lane < kLanes; ++lane) {
-                const float number = wide(row[start + i + lane]);
-                nans[lane] |= number != number;
-                lanes[lane] = number > lanes[lane] ? number : lanes[lane];
-            }
-        for (int64_t lane = 0; i + lane < count; ++lane) {
-            const float number = wide(row[start + i + lane]);
-            nans[lane] |= number != number;
-            lanes[lane] = number > lanes[lane] ? number : lanes[lane];
-        }
-        float largest = *value;
-        for (int64_t lane = 0; lane < kLanes; ++lane) {
-            largest = lanes[lane] > largest ? lanes[lane] : largest;
-            is_nan |= nans[lane] != 0;
-        }
-        if (largest > *value || is_nan) {
-            best = start;
-            *value = largest;
-        }
-    }
-    for (*place = best; *place < size; ++*place) {
-        const float number = wide(row[*place]);
-        if (is_nan ? number != number : number == *value) break;
-    }
-    *value = wide(row[*place]);
-}
-
-template <typename Number>
-INLINE void peaks(const Number* rows, int64_t num_rows, int64_t size, float* values, int64_t* places) {
-    for (int64_t row = 0; row < num_rows; ++row)
-        peak(rows + row * size, size, values + row, places + row);
-}
-
-EVERY_PROCESSOR void peaks_float(const float* rows, int64_t num_rows, int64_t size, float* values,
-                                 int64_t* places) {
-    peaks(rows, num_rows, size, values, places);
-}
-
-EVERY_PROCESSOR void peaks_bfloat16(const Bfloat16* rows, int64_t num_rows, int64_t size,
-                                    float* values, int64_t* places) {
-    peaks(rows, num_rows, size, values, places);
-}
-
 EVERY_PROCESSOR void low_rank_float(const float* x, const float* a, const float* b, float* y,
                                     int64_t num_rows, int64_t inputs, int64_t outputs,
                                     const Groups& groups) {
@@ -222,15 +122,5 @@ void hyprstream_low_rank(int64_t kind, const void* x, const void* a, const void*
         low_rank_bfloat16(static_cast<const Bfloat16*>(x), static_cast<const Bfloat16*>(a),
                           static_cast<const Bfloat16*>(b), static_cast<Bfloat16*>(y), num_rows,
                           inputs, outputs, groups);
-}
-
-// The largest number of each row, num_rows x size, size above 0, and its first place; of NaN
-// the first, if there is one.
-void hyprstream_peaks(int64_t kind, const void* rows, int64_t num_rows, int64_t size, float* values,
-                      int64_t* places) {
-    if (kind == 0)
-        peaks_float(static_cast<const float*>(rows), num_rows, size, values, places);
-    else
-        peaks_bfloat16(static_cast<const Bfloat16*>(rows), num_rows, size, values, places);
 }
 }

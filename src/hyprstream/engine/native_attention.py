@@ -1,0 +1,119 @@
+"""Attention of rows with few tokens, in one call of the native kernel for each layer.
+
+Where rows are few and short, torch spends its time on copies and calls. The kernel reads keys
+and values where they lie, each query by itself, and nothing that a query does not see. The
+equal in torch is `mixed_values`.
+"""
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hyprstream.engine.paged_cache import PagedCache
+from hyprstream.engine.plan import Row
+from hyprstream.kernels.native import KINDS, Kernels, Kind, open_kernels
+from hyprstream.models.config import AttentionConfig, ModelConfig
+
+MAX_TOKENS = 8
+"""From so many tokens of a row on, products in torch are faster: they read each key once."""
+
+_WIDTH_STEP = 16
+
+
+class NativeAttention:
+    """The kernel for one model and one kind of cache."""
+
+    def __init__(self, kernels: Kernels, kind: Kind, config: ModelConfig) -> None:
+        self._attend = kernels.attend
+        self._kind = kind
+        self._heads = config.num_heads, config.num_kv_heads, config.head_width
+
+    @classmethod
+    def open(cls, config: ModelConfig, cache: PagedCache) -> "NativeAttention | None":
+        """Return the kernel, if it was compiled and is for such a model and cache."""
+        kind = KINDS.get(str(cache.dtype).removeprefix("torch."))
+        if cache.device.type != "cpu" or kind is None or config.head_width % _WIDTH_STEP:
+            return None
+        kernels = open_kernels()
+        return None if kernels is None else cls(kernels, kind, config)
+
+    def share(self, rows: Sequence[Row], tokens: slice, block_tokens: int) -> "NativeShare":
+        """Work out, once for all layers, where the keys of neighbours lie.
+
+        Args:
+            rows: The neighbours.
+            tokens: Their tokens within the step.
+            block_tokens: Positions per block.
+        """
+        ends, tables, blocks = array("i"), array("i"), array("i")
+        for row in rows:
+            first = row.start + 1
+            ends.extend(range(first, first + len(row.token_ids)))
+            tables.extend([len(blocks)] * len(row.token_ids))
+            blocks.extend(row.blocks)
+        return NativeShare(self, tokens, block_tokens, ends, tables, blocks)
+
+    def attend(
+        self,
+        config: AttentionConfig,
+        q: Float[Tensor, "Q H D"],
+        keys: Float[Tensor, "L K D"],
+        values: Float[Tensor, "L K D"],
+        share: "NativeShare",
+    ) -> Float[Tensor, "Q H D"]:
+        """Mix the values for queries; products and sums are float32."""
+        assert q.dtype == keys.dtype, f"queries are {q.dtype}, keys {keys.dtype}"
+        q = q.contiguous()
+        mixed = torch.empty_like(q)
+        self._attend(
+            self._kind,
+            q.data_ptr(),
+            keys.data_ptr(),
+            values.data_ptr(),
+            mixed.data_ptr(),
+            len(share.ends),
+            share.ends.buffer_info()[0],
+            share.tables.buffer_info()[0],
+            share.blocks.buffer_info()[0],
+            *self._heads,
+            share.block_tokens,
+            config.window or 0,
+            config.scale,
+            config.softcap or 0.0,
+        )
+        return mixed
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NativeShare:
+    """Neighbours in a step.
+
+    Attributes:
+        kernel: Attends for them.
+        tokens: Their tokens within the step.
+        block_tokens: Positions per block.
+        ends: For each query, one above its position.
+        tables: For each query, where the blocks of its row begin.
+        blocks: Those of all rows, one row after the other.
+    """
+
+    kernel: NativeAttention
+    tokens: slice
+    block_tokens: int
+    ends: "array[int]"
+    tables: "array[int]"
+    blocks: "array[int]"
+
+    def attend(
+        self,
+        config: AttentionConfig,
+        q: Float[Tensor, "T H D"],
+        keys: Float[Tensor, "L K D"],
+        values: Float[Tensor, "L K D"],
+    ) -> Float[Tensor, "Q H D"]:
+        """Mix the values for the queries of these rows; keys and values are by place."""
+        return self.kernel.attend(config, q[self.tokens], keys, values, self)
