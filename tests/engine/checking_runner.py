@@ -118,7 +118,7 @@ class CheckingRunner:
         return places
 
     def _answer(self, row: Row) -> Sampled:
-        request, index = self.requests[row.sequence_id], row.sequence_id.index
+        request, index = self.requests[row.sequence_id], row.sequence_id.answer
         end = row.start + len(row.token_ids)
         if request.embeds:
             is_last = end == len(request.token_ids)

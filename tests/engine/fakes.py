@@ -100,7 +100,7 @@ class FakeRunner:
     def _choose(self, sequence_id: SequenceId, context: Sequence[Entry]) -> TokenEvent:
         request = self.requests[sequence_id]
         prompt = len(request.token_ids)
-        salted = [*context[:prompt], (sequence_id.index, request.adapter), *context[prompt:]]
+        salted = [*context[:prompt], (sequence_id.answer, request.adapter), *context[prompt:]]
         token = next_token(salted, self.vocab_size)
         self.num_generated[sequence_id] += 1
         is_last = (

@@ -113,7 +113,7 @@ class World:
         for event in self.core.step():
             assert event.error is None
             assert event.token is not None
-            key = event.sequence_id.request_id, event.sequence_id.index
+            key = event.sequence_id.request_id, event.sequence_id.answer
             self.answers[key].append(event.token.token_id)
             if event.is_last:
                 self.whole.add(key)

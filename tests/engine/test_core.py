@@ -19,7 +19,7 @@ def make_request(name, num_tokens=6, prompt=(1, 2, 3), **options):
 
 
 def tokens_of(events, index=0):
-    return [e.token.token_id for e in events if e.sequence_id.index == index]
+    return [e.token.token_id for e in events if e.sequence_id.answer == index]
 
 
 def finish(core):

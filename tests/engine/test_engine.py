@@ -85,7 +85,7 @@ def test_answers_of_one_request_come_in_one_stream():
 
     events = run(main())
     for index in range(3):
-        mine = [e.token.token_id for e in events if e.sequence_id.index == index]
+        mine = [e.token.token_id for e in events if e.sequence_id.answer == index]
         assert mine == answer_alone(request, index)
     assert [event.is_last for event in events].count(True) == 3
 

@@ -393,7 +393,7 @@ def test_what_is_no_number_stays_in_its_own_sequence(broken):
         r.sequence_id: row(
             [sampled[r.sequence_id].events[0].token_id],
             len(r.token_ids),
-            index=r.sequence_id.index,
+            index=r.sequence_id.answer,
         )
         for r in rows
     }

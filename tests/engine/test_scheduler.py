@@ -185,8 +185,8 @@ def test_without_prefix_caching_everything_is_computed():
 def test_other_answers_start_when_the_first_has_computed_the_prompt():
     steps = Steps()
     steps.add(_request("a", prompt=10, num_answers=3))
-    assert [row.sequence_id.index for row in steps.step().rows] == [0]
-    shares = {row.sequence_id.index: len(row.token_ids) for row in steps.step().rows}
+    assert [row.sequence_id.answer for row in steps.step().rows] == [0]
+    shares = {row.sequence_id.answer: len(row.token_ids) for row in steps.step().rows}
     assert shares == {0: 1, 1: 2, 2: 2}
 
 
@@ -200,7 +200,7 @@ def test_other_answers_do_not_wait_for_a_first_that_was_aborted():
     steps = Steps()
     steps.add(_request("a", prompt=10, num_answers=3))
     steps.scheduler.abort(RequestId("a"), index=0)
-    assert [row.sequence_id.index for row in steps.step().rows] == [1, 2]
+    assert [row.sequence_id.answer for row in steps.step().rows] == [1, 2]
 
 
 def test_versions_are_loaded_when_they_are_first_needed():

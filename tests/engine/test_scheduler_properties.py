@@ -144,7 +144,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         if not self.received:
             return
         name = data.draw(st.sampled_from(sorted(self.received, key=repr)))
-        self.scheduler.abort(name.request_id, index=name.index if one_answer else None)
+        self.scheduler.abort(name.request_id, index=name.answer if one_answer else None)
         for other in list(self.received):
             if other == name or (other.request_id == name.request_id and not one_answer):
                 del self.received[other]

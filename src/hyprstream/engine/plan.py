@@ -6,24 +6,23 @@ no torch.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from hyprstream.engine.request import Request, TokenEvent, TokenLogprobs
 from hyprstream.errors import HyprstreamError
 from hyprstream.refs import RequestId, VersionId
 
 
-@dataclass(frozen=True, slots=True)
-class SequenceId:
-    """One answer of a request.
+class SequenceId(NamedTuple):
+    """One answer of a request. A tuple, since it is a key of every dictionary of a step.
 
     Attributes:
         request_id: The request.
-        index: Which of its answers; 0 where it wants one.
+        answer: Which of its answers; 0 where it wants one.
     """
 
     request_id: RequestId
-    index: int = 0
+    answer: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -171,7 +171,7 @@ class ModelRunner(Generic[Weights]):
         return sampled
 
     def _state(self, start: Start) -> Answer | Embedding:
-        request, index = start.request, start.sequence_id.index
+        request, index = start.request, start.sequence_id.answer
         if request.embeds:
             config = self._model.config
             pooling = request.pooling or config.pooling or "last"
@@ -246,9 +246,11 @@ class ModelRunner(Generic[Weights]):
         sampled: dict[SequenceId, Sampled],
     ) -> None:
         """Choose the next tokens of rows, and add them to what came of these."""
-        scored = torch.tensor([i for _, _, tokens in group for i in tokens], device=hidden.device)
+        scored = [i for _, _, tokens in group for i in tokens]
         slots = [row.slot for row, _, tokens in group for _ in tokens]
-        logits = self._model.logits(hidden.index_select(0, scored), self._view(slots))
+        if len(scored) < len(hidden):  # else it is all of them, in order
+            hidden = hidden.index_select(0, torch.tensor(scored, device=hidden.device))
+        logits = self._model.logits(hidden, self._view(slots))
         takes_peaks = any(answer.sampler.takes_peak for _, answer, _ in group)
         best = self._peaks.find(logits) if takes_peaks else []
         end = 0

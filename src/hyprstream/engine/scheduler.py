@@ -161,13 +161,13 @@ class Scheduler:
     def abort(self, request_id: RequestId, *, index: int | None = None) -> None:
         """End a request, or one of its answers; nothing happens if that is over already."""
         for state in tuple(self._sequences.get(request_id, ())):
-            if index is None or state.id.index == index:
+            if index is None or state.id.answer == index:
                 self._end(state)
         self._expired = [
             event
             for event in self._expired
             if event.sequence_id.request_id != request_id
-            or index not in {None, event.sequence_id.index}
+            or index not in {None, event.sequence_id.answer}
         ]
 
     def schedule(self) -> Plan:

@@ -91,7 +91,7 @@ class SequenceState:
     def rank(self) -> tuple[bool, int, int, int]:
         """What decides who goes first and, from the other end, who is preempted."""
         priority = 0 if self.is_urgent else self.request.priority
-        return not self.is_urgent, priority, self.arrival, self.id.index
+        return not self.is_urgent, priority, self.arrival, self.id.answer
 
     @property
     def is_ready(self) -> bool:
@@ -112,7 +112,7 @@ class SequenceState:
     @property
     def needs_whole_prompt(self) -> bool:
         """Tell whether shared blocks are of no use: something is wanted of every position."""
-        scores = self.request.prompt_logprobs is not None and self.id.index == 0
+        scores = self.request.prompt_logprobs is not None and self.id.answer == 0
         return self.request.embeds or scores
 
     def key(self, block: int, block_tokens: int) -> bytes:
@@ -131,7 +131,7 @@ class SequenceState:
 
     def unreported(self, scores: tuple[TokenLogprobs, ...]) -> tuple[TokenLogprobs, ...]:
         """Return those of the next prompt logprobs that were not there before a preemption."""
-        if not scores or self.id.index > 0:
+        if not scores or self.id.answer > 0:
             return ()
         num_old = max(0, self._num_reported - self._num_scored)
         self._num_scored += len(scores)
