@@ -175,14 +175,19 @@ def adapters(db: sqlite3.Connection) -> list[Adapter]:
     ]
 
 
-def delete(db: sqlite3.Connection, name: AdapterName) -> None:
-    """Take a name away, with its tags and its history.
+def delete(db: sqlite3.Connection, name: AdapterName) -> set[VersionId]:
+    """Take a name away, with its tags and its history; return the versions that it led to.
 
     Raises:
         AdapterNotFoundError: There is no such name.
     """
     _found(db, name)
+    rows = db.execute(
+        "SELECT version FROM moves WHERE name = ? UNION SELECT version FROM tags WHERE name = ?",
+        (name, name),
+    ).fetchall()
     db.execute("DELETE FROM names WHERE name = ?", (name,))
+    return {VersionId(version) for (version,) in rows}
 
 
 def resolve(db: sqlite3.Connection, ref: AdapterRef) -> VersionId:
@@ -264,7 +269,10 @@ def _found(db: sqlite3.Connection, name: AdapterName) -> tuple[VersionId, int]:
 
 
 def _no_tag(ref: AdapterRef) -> VersionNotFoundError:
-    return VersionNotFoundError(f"adapter {ref.name!r} has no tag {ref.tag!r}")
+    return VersionNotFoundError(
+        f"adapter {ref.name!r} has no tag {ref.tag!r}",
+        hint=f"`hyprstream lora tag {ref.name}` lists its tags.",
+    )
 
 
 def _move(db: sqlite3.Connection, name: AdapterName, move: Move, *, below: int | None) -> None:
