@@ -25,9 +25,11 @@ def pair(tmp_path_factory):
     home = tmp_path_factory.mktemp("pair")
     config = variants("llama")["plain"]
     llama = make_model(config)
-    kept = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "head_dim")
-    kept += ("num_attention_heads", "num_key_value_heads", "max_position_embeddings")
-    kept += ("rms_norm_eps", "tie_word_embeddings", "rope_parameters", "rope_theta")
+    kept = [
+        *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "head_dim"),
+        *("num_attention_heads", "num_key_value_heads", "max_position_embeddings"),
+        *("rms_norm_eps", "tie_word_embeddings", "rope_parameters", "rope_theta"),
+    ]
     settings = {name: config[name] for name in kept if name in config}
     phi = transformers.AutoModelForCausalLM.from_config(
         transformers.Phi3Config(**settings, pad_token_id=0, bos_token_id=1, eos_token_id=2)
