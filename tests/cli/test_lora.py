@@ -209,6 +209,12 @@ def test_diff_tells_what_changed(hyprstream, stored):
     assert "layers.0.mlp.up_proj" in table
 
 
+def test_diff_is_short_where_nothing_changed(hyprstream, stored):
+    same = hyprstream("lora", "diff", "poet", f"poet@{stored.second}")
+    assert (same.code, same.out) == (0, "spec  the same\n")
+    assert same.err == "21 layers are the same\n"
+
+
 def test_info_draws_norm_and_density(hyprstream, stored):
     result = hyprstream("lora", "info", "poet", "--plot", "--include-stats")
     assert result.code == 0

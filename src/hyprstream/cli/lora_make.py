@@ -127,11 +127,11 @@ def create(
         adapters.check_free(name)
         model = load_model(session, base_model, loading)
         done = create_adapter(adapters, name, model, recipe, Note(by=BY))
+        size_bytes = adapters.manifest(done.version).payload.size_bytes
     warn_of_price(session.output, kind, sparsity)
     values = in_millions(done.report.num_values)
     session.output.done(
-        f"{kind} for {model.ref}: {values} elements, {in_bytes(done.report.size_bytes)} "
-        f"in {done.codec}"
+        f"{kind} for {model.ref}: {values} elements, {in_bytes(size_bytes)} in {done.codec}"
     )
     session.output.text(f"{name}@{done.version[:12]}\n")
 
@@ -234,6 +234,7 @@ def import_(
     note = Note(by=BY, why=why)
     with open_adapters(load_settings()) as adapters:
         adapters.check_free(name)
+        session.output.done(f"{source.path} is an adapter in the format {source.format}")
         model = load_model(session, base_model, loading)
         done, coverage = import_adapter(adapters, name, model, source, codec=codec, note=note)
     say_coverage(session.output, coverage)

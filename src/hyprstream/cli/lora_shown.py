@@ -131,6 +131,8 @@ def show_diff(output: Output, diff: AdapterDiff) -> None:
     """Print how two versions differ for a person."""
     shown = {name: f"{_plainly(a)} -> {_plainly(b)}" for name, (a, b) in diff.spec.items()}
     output.record({}, Format.TABLE, shown=shown or {"spec": "the same"})
+    changed = [module for module in diff.modules if module.change != 0]
+    same = len(diff.modules) - len(changed)
     output.table(
         [],
         Format.TABLE,
@@ -142,9 +144,11 @@ def show_diff(output: Output, diff: AdapterDiff) -> None:
                 "after": f"{module.after:.4g}",
                 "change": _change(module),
             }
-            for module in diff.modules
+            for module in changed
         ],
     )
+    if same:
+        output.done(f"{same} layers are the same")
 
 
 def diff_record(diff: AdapterDiff) -> dict[str, object]:

@@ -83,7 +83,10 @@ def rollback(db: sqlite3.Connection, name: AdapterName, at: datetime, note: Note
         (number,),
     ).fetchone()
     if row is None:
-        raise VersionNotFoundError(f"adapter {name!r} has no earlier version to return to")
+        raise VersionNotFoundError(
+            f"adapter {name!r} has no earlier version to return to",
+            hint=f"`hyprstream lora history {name}` lists where it has pointed.",
+        )
     to, below = VersionId(row[0]), row[1]
     require(db, to)
     _move(db, name, Move(action="rollback", version=to, at=at, note=note), below=below)
@@ -263,7 +266,7 @@ def _found(db: sqlite3.Connection, name: AdapterName) -> tuple[VersionId, int]:
     pointer = _pointer(db, name)
     if pointer is None:
         raise AdapterNotFoundError(
-            f"there is no adapter {name!r}", hint="See the list of adapters."
+            f"there is no adapter {name!r}", hint="`hyprstream lora list` shows those there are."
         )
     return pointer
 
