@@ -87,7 +87,7 @@ def create(
         float | None,
         typer.Option(
             help="Highest learning rate of its training, above 0 and at most 1; kept with it. "
-            "Without it: 0.0002.",
+            "Without it training takes its own.",
             show_default=False,
         ),
     ] = None,

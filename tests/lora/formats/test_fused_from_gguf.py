@@ -44,6 +44,12 @@ def test_transformers_says_what_we_say(family, variant, tmp_path):
     decoder = loaded(base)
     weights = random_kinds(decoder.linears, KINDS, [4, 2], seed=1)
     write_fused(tmp_path / "out", open_model(base), load(base)[1], weights)
+    make_model(variants(family)[variant]).save_pretrained(tmp_path / "theirs")
+    names, theirs = (
+        load_file(tmp_path / folder / "model.safetensors").keys() - {"lm_head.weight"}
+        for folder in ("out", "theirs")
+    )
+    assert names == theirs
     expected = ours(decoder, weights, IDS)
     assert_logits_equal(by_transformers(tmp_path / "out"), expected)
     assert_logits_equal(packed_logits(loaded(tmp_path / "out"), [IDS], None)[0], expected)

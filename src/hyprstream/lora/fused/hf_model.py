@@ -210,6 +210,7 @@ def _parameters(model: OpenModel, host: Host) -> Iterator[_Parameter]:
     patterns = [
         (re.compile(re.escape(stored).replace(r"\{\}", r"(\d+)") + r"\.(weight|bias)"), path)
         for path, stored in host.gguf_patterns.items()
+        if not path.endswith("_proj") or _has_linear(host, path)  # Phi 3 has two that mean one
     ]
     for name in model.checkpoint.names():
         for pattern, path in patterns:
@@ -222,6 +223,12 @@ def _parameters(model: OpenModel, host: Host) -> Iterator[_Parameter]:
                 continue
             for index in range(model.checkpoint.info(name).shape[0]):
                 yield _Parameter(f"{path.format(*numbers, index)}.{suffix}", name, index)
+
+
+def _has_linear(host: Host, pattern: str) -> bool:
+    """Tell whether a pattern of paths is that of linear layers of the model."""
+    expression = re.compile(re.escape(pattern).replace(r"\{\}", r"\d+"))
+    return any(expression.fullmatch(path) for path in host.linears)
 
 
 def _part(
