@@ -242,7 +242,7 @@ def _aliases(command: Any) -> list[str]:
 
 
 def _root() -> Any:
-    return typer.main.get_command(command_line._build())
+    return typer.main.get_command(command_line.build())
 
 
 def _settings(owner: type[Any], prefix: str) -> Iterator[tuple[str, str, str, str]]:

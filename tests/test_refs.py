@@ -185,7 +185,7 @@ def test_text_that_names_no_adapter_is_refused(text: str):
 def test_an_adapter_name_is_a_reference_without_a_suffix():
     assert adapter_name("team/support") == "team/support"
     for wrong in ("support:a", "support@9f2c", "..", ""):
-        with pytest.raises(InvalidReferenceError):
+        with pytest.raises(InvalidReferenceError, match="is not the name of an adapter"):
             adapter_name(wrong)
 
 

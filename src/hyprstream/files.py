@@ -76,7 +76,10 @@ def storage(folder: Path) -> Iterator[None]:
                 f"the folder {folder} cannot be used: {reason}",
                 hint="Make the folder writable, or choose another one.",
             ) from error
-        raise UnavailableError(f"the folder {folder} failed: {reason}") from error
+        raise UnavailableError(
+            f"the folder {folder} failed: {reason}",
+            hint="Check the disk, or set HYPRSTREAM_HOME to a folder on another one.",
+        ) from error
 
 
 def write_atomic(file: Path, content: bytes, *, scratch: Path) -> None:

@@ -145,7 +145,8 @@ class AdapterRef:
         Raises:
             InvalidReferenceError: A part is empty, too long, or outside its alphabet.
         """
-        adapter_name(self.name)
+        if not _is_adapter_name(self.name):
+            raise _invalid_adapter(str(self), f"{_shown(self.name)} is not an adapter name")
         if self.tag is not None and self.prefix is not None:
             raise _invalid_adapter(str(self), "a tag and a version exclude each other")
         if self.tag is not None and not _TAG.fullmatch(self.tag):
@@ -185,9 +186,16 @@ def adapter_name(text: str) -> AdapterName:
     Raises:
         InvalidReferenceError: The text is empty, too long, or outside the alphabet.
     """
-    if len(text) > _MAX_NAME_LENGTH or not _NAME.fullmatch(text):
-        raise _invalid_adapter(text, f"{_shown(text)} is not an adapter name")
+    if not _is_adapter_name(text):
+        raise InvalidReferenceError(
+            f"{_shown(text)} is not the name of an adapter",
+            hint="Use letters, digits and ._- in up to four parts, as in support or team/poet.",
+        )
     return AdapterName(text)
+
+
+def _is_adapter_name(text: str) -> bool:
+    return len(text) <= _MAX_NAME_LENGTH and _NAME.fullmatch(text) is not None
 
 
 def version_id(text: str) -> VersionId:

@@ -77,6 +77,8 @@ def test_the_spec_is_what_was_asked_for(hyprstream, create):
         "learning_rate": 0.002,
     }
     assert {name: info["spec"][name] for name in wanted} == wanted
+    assert info["training"] == {"learning_rate": 0.002}
+    assert "learning_rate 0.002" in hyprstream("lora", "info", "poet").out
     assert info["codec"] == "zstd", "what adds nothing is stored exactly"
     assert len(info["modules"]) == 21
 
@@ -89,6 +91,8 @@ def test_the_spec_is_what_was_asked_for(hyprstream, create):
         (("--codec", "gzip"), 5, "'gzip' is not a code"),
         (("--codec", "raw", "--neural-compression"), 2, "exclude each other"),
         (("--sparsity", "1"), 2, "sparsity is 1.0"),
+        (("--learning-rate", "0"), 2, "learning_rate is 0.0"),
+        (("--learning-rate", "nan"), 2, "learning_rate is nan"),
         (("--target-modules", "nothing"), 2, "no linear layer 'nothing'"),
         (("--target-modules", ""), 2, "targets is"),
         (("--kind", "tiny", "--rank", "1000"), 2, "no singular basis of rank 1000"),
@@ -203,6 +207,12 @@ def test_diff_tells_what_changed(hyprstream, stored):
     table = hyprstream("lora", "diff", f"poet@{stored.first}", "poet").out
     assert "stored as  zstd -> neural" in table
     assert "layers.0.mlp.up_proj" in table
+
+
+def test_diff_is_short_where_nothing_changed(hyprstream, stored):
+    same = hyprstream("lora", "diff", "poet", f"poet@{stored.second}")
+    assert (same.code, same.out) == (0, "spec  the same\n")
+    assert same.err == "21 layers are the same\n"
 
 
 def test_info_draws_norm_and_density(hyprstream, stored):

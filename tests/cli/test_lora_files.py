@@ -20,6 +20,7 @@ def peft(test_data):
 def imported(hyprstream, base, peft):
     result = hyprstream("lora", "import", str(peft), "--name", "shake", "--base-model", base)
     assert (result.code, result.out[:6]) == (0, "shake@"), result.err
+    assert "is an adapter in the format peft" in result.err
     assert "10 layers are changed" in result.err
     return result
 
@@ -103,6 +104,13 @@ def test_what_is_no_adapter_is_refused(hyprstream, base, tmp_path, name, content
     assert result.code in (code, 5)
     assert result.err.startswith("error: ")
     assert "\nhint: " in result.err
+
+
+def test_what_is_no_adapter_is_refused_before_a_model_is_loaded(hyprstream, tmp_path):
+    nowhere = ("--name", "x", "--base-model", "/nothing/here")
+    missing = hyprstream("lora", "import", str(tmp_path / "none"), *nowhere)
+    assert (missing.code, str(tmp_path / "none") in missing.err) == (3, True)
+    assert "/nothing/here" not in missing.err
 
 
 def test_an_adapter_of_features_that_are_not_supported_is_refused(hyprstream, base, test_data):

@@ -5,7 +5,10 @@ import torch
 
 from hyprstream.engine.versions import HostVersions
 from hyprstream.errors import AdapterMemoryFullError, InvalidRequestError, VersionNotFoundError
+from hyprstream.lora.basis import BaseLayers, Basis
+from hyprstream.lora.kinds.tiny import Tiny
 from hyprstream.lora.weights import LoraWeights
+from hyprstream.models.quant import DenseWeight
 from hyprstream.refs import VersionId
 from tests.engine.adapters import low_rank
 
@@ -179,3 +182,48 @@ def test_compositions_are_forgotten_when_there_are_too_many(monkeypatch):
     versions.install(A, low_rank(seed=1))
     mixtures = [versions.compose([(A, float(factor))]) for factor in range(4)]
     assert [mixture in versions for mixture in mixtures] == [False, False, True, True]
+
+
+def tiny(basis: Basis, seed: int) -> LoraWeights:
+    core = torch.randn(basis.rank, basis.rank, generator=torch.Generator().manual_seed(seed))
+    return LoraWeights({"q": Tiny(core, basis)})
+
+
+def test_a_basis_that_tiny_adapters_share_counts_once_and_as_long_as_one_is_held():
+    base = BaseLayers({"q": DenseWeight(torch.randn(40, 30))})
+    basis = base.basis("q", 4)
+    core_bytes = 4 * 4 * 4
+    versions = HostVersions(basis.size_bytes + 2 * core_bytes)
+    versions.install(A, tiny(basis, 1))
+    assert versions.size_bytes == basis.size_bytes + core_bytes
+    versions.install(B, tiny(basis, 2))
+    assert versions.size_bytes == basis.size_bytes + 2 * core_bytes
+    with pytest.raises(AdapterMemoryFullError, match=f"takes {basis.size_bytes + core_bytes} byte"):
+        versions.install(C, tiny(basis, 3))
+    versions.retire(A)
+    assert versions.size_bytes == basis.size_bytes + core_bytes
+    versions.retire(B)
+    assert versions.size_bytes == 0
+    del basis
+    assert base.size_bytes == 0
+
+
+def test_room_for_a_basis_is_made_by_letting_adapters_of_another_one_go():
+    base = BaseLayers({"q": DenseWeight(torch.randn(40, 30))})
+    ranks = {A: 4, B: 4, C: 8}
+    largest = tiny(base.basis("q", 8), 1)
+    limit_bytes = largest.size_bytes + next(iter(largest.shared)).size_bytes
+    del largest
+    versions = HostVersions(limit_bytes, fetch=lambda v: tiny(base.basis("q", ranks[v]), 1))
+    for version in ranks:
+        versions.install(version)
+        versions.pin(version)
+        versions.unpin(version)
+        assert versions.size_bytes == sum_of(versions) <= limit_bytes
+    assert base.size_bytes == 4 * 8 * (40 + 30), "the other basis went with its adapters"
+
+
+def sum_of(versions: HostVersions) -> int:
+    held = list(versions._weights.values())
+    bases = {basis for weights in held for basis in weights.shared}
+    return sum(w.size_bytes for w in held) + sum(basis.size_bytes for basis in bases)

@@ -35,6 +35,10 @@ class DenseDelta:
     def size_bytes(self) -> int:
         return self.change.nbytes
 
+    @property
+    def shared(self) -> tuple[()]:
+        return ()
+
     def tensors(self) -> Mapping[str, Tensor]:
         return {"change": self.change}
 

@@ -107,7 +107,10 @@ def test_a_base_model_computes_each_basis_once_and_knows_its_layers():
     weight = normal(4, 6).bfloat16()
     base = BaseLayers({"q": DenseWeight(weight)})
     assert torch.equal(base.weight("q"), weight.float())
-    assert base.basis("q", 2) is base.basis("q", 2)
-    assert base.size_bytes == 4 * 2 * (4 + 6)
+    basis = base.basis("q", 2)
+    assert base.basis("q", 2) is basis
+    assert base.size_bytes == basis.size_bytes == 4 * 2 * (4 + 6)
+    del basis
+    assert base.size_bytes == 0, "no adapter needs it any more"
     with pytest.raises(IncompatibleAdapterError, match="no linear layer at k"):
         base.basis("k", 2)

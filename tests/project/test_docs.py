@@ -51,7 +51,7 @@ def _commands(command: Any, path: str = "hyprstream") -> Iterator[tuple[str, Any
 def test_every_command_and_option_is_documented():
     sections = re.split(r"^## ", _page("reference/cli.md"), flags=re.MULTILINE)
     documented = {section.partition("\n")[0]: section for section in sections}
-    for path, command in _commands(typer.main.get_command(command_line._build())):
+    for path, command in _commands(typer.main.get_command(command_line.build())):
         assert path in documented
         for parameter in command.params:
             for option in [*parameter.opts, *parameter.secondary_opts]:

@@ -301,6 +301,20 @@ def test_what_is_new_is_not_collected(store: AdapterStore, clock: Clock):
     assert store.verify() == ()
 
 
+def test_what_only_a_deleted_name_led_to_goes_however_new_it_is(store: AdapterStore):
+    one, two, three = commit(store, b"1", b"2", b"3")
+    needs = store.commit(b"4", draft(parent=three, needs_parent=True))
+    store.create(NAME, one)
+    for old, new in ((one, two), (two, three)):
+        store.promote(NAME, new, expected=old)
+    store.create(AdapterName("other"), two)
+    given_up = store.delete(NAME)
+    assert given_up == {one, two, three}
+    assert store.collect(given_up=given_up).versions == (one,)
+    for kept in (two, three, needs):
+        assert store.manifest(kept).version == kept
+
+
 def test_committing_again_makes_a_version_new(store: AdapterStore, tmp_path: Path):
     version = store.commit(b"1", draft())
     with closing(sqlite3.connect(tmp_path / "store" / "names.db")) as db, db:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from hyprstream.cli import lora_make
+from hyprstream.cli import lora_make, lora_names
 from hyprstream.cli.chat import TalkOptions, talk
 from hyprstream.cli.infer import AskOptions, answer
 from hyprstream.cli.lora_shown import (
@@ -16,22 +16,18 @@ from hyprstream.cli.lora_shown import (
 )
 from hyprstream.cli.options import (
     AdapterArgument,
-    AdapterNameArgument,
     BaseModelOption,
     ForceOption,
     FormatOption,
     LoadOptions,
     QuietOption,
     SamplingOptions,
-    WhyOption,
-    YesOption,
     grouped,
 )
 from hyprstream.cli.output import Format
 from hyprstream.cli.session import Context, load_model, session_of
 from hyprstream.cli.text import in_bytes
 from hyprstream.errors import InvalidRequestError
-from hyprstream.refs import AdapterRef
 
 app = typer.Typer(no_args_is_help=True, help="Make, look at, move, compress and use adapters.")
 
@@ -53,7 +49,7 @@ def list_adapters(
     with open_adapters(load_settings()) as adapters:
         found = adapters.list()
     output.table(
-        [
+        (
             {
                 "name": adapter.name,
                 "version": adapter.version,
@@ -63,10 +59,10 @@ def list_adapters(
                 "moved_at": adapter.moved_at.isoformat(timespec="seconds"),
             }
             for adapter in found
-        ],
+        ),
         format,
         identifier="name",
-        shown=[
+        shown=(
             {
                 "name": adapter.name,
                 "version": adapter.version[:12],
@@ -76,7 +72,7 @@ def list_adapters(
                 "since": f"{adapter.moved_at.astimezone():%Y-%m-%d %H:%M}",
             }
             for adapter in found
-        ],
+        ),
     )
     if not found:
         output.hint("There is no adapter; `hyprstream lora create --name NAME` makes one.")
@@ -115,81 +111,10 @@ def info(
         output.text(plot(found.modules))
 
 
-@app.command()
-def delete(ctx: Context, name: AdapterNameArgument, yes: YesOption = False) -> None:
-    """Delete an adapter, with its history and its versions."""
-    from hyprstream.runtime import load_settings, open_adapters
-
-    output = session_of(ctx).output
-    with open_adapters(load_settings()) as adapters:
-        adapters.history(name)  # refuse a wrong name before asking
-        if output.confirm(f"Delete adapter {name} and its history?", yes=yes):
-            freed = adapters.delete(name).freed_bytes
-            output.done(
-                f"deleted {name}, {in_bytes(freed)} freed; versions of the last day go with "
-                "a later delete"
-            )
-
-
-@app.command()
-def history(
-    ctx: Context,
-    name: AdapterNameArgument,
-    format: FormatOption = Format.TABLE,  # noqa: A002
-    quiet: QuietOption = False,
-) -> None:
-    """List where a name has pointed, the first version first; with --quiet, versions only."""
-    from hyprstream.runtime import load_settings, open_adapters
-
-    output = session_of(ctx).output
-    output.quiet |= quiet
-    with open_adapters(load_settings()) as adapters:
-        moves = adapters.history(name)
-    output.table(
-        [
-            {
-                "version": move.version,
-                "action": move.action,
-                "at": move.at.isoformat(timespec="seconds"),
-                "by": move.note.by,
-                "why": move.note.why,
-            }
-            for move in moves
-        ],
-        format,
-        identifier="version",
-        shown=[
-            {
-                "version": move.version[:12],
-                "action": move.action,
-                "at": f"{move.at.astimezone():%Y-%m-%d %H:%M:%S}",
-                "by": move.note.by,
-                "why": move.note.why,
-            }
-            for move in moves
-        ],
-    )
-
-
-@app.command()
-def promote(ctx: Context, adapter: AdapterArgument, why: WhyOption = "") -> None:
-    """Let a name point at one of its versions: that of NAME:TAG or NAME@VERSION."""
-    from hyprstream.runtime import Note, load_settings, open_adapters
-
-    with open_adapters(load_settings()) as adapters:
-        version = adapters.promote(adapter, Note(by=lora_make.BY, why=why))
-        name = AdapterRef.parse(adapter).name
-    session_of(ctx).output.text(f"{name}@{version[:12]}\n")
-
-
-@app.command()
-def rollback(ctx: Context, name: AdapterNameArgument, why: WhyOption = "") -> None:
-    """Undo the last promotion that was not undone yet; twice goes back two."""
-    from hyprstream.runtime import Note, load_settings, open_adapters
-
-    with open_adapters(load_settings()) as adapters:
-        version = adapters.rollback(name, Note(by=lora_make.BY, why=why))
-    session_of(ctx).output.text(f"{name}@{version[:12]}\n")
+app.command()(lora_names.history)
+app.command()(lora_names.promote)
+app.command()(lora_names.rollback)
+app.command()(lora_names.tag)
 
 
 @app.command()
@@ -213,6 +138,8 @@ def diff(
 
 app.command()(lora_make.compress)
 app.command()(lora_make.export)
+app.command()(lora_names.delete)
+app.command()(lora_names.cleanup)
 
 
 @app.command("infer")

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from hyprstream.cli.lora_names import BY
 from hyprstream.cli.lora_shown import say_coverage, warn_of_price
 from hyprstream.cli.options import (
     AdapterArgument,
@@ -18,9 +19,6 @@ from hyprstream.cli.session import Context, load_base, load_model, session_of
 from hyprstream.cli.text import in_bytes, in_millions
 from hyprstream.errors import InvalidRequestError
 from hyprstream.refs import AdapterRef
-
-BY = "hyprstream lora"
-"""Who moves names, in histories."""
 
 _CODES = "raw and zstd keep every bit; neural keeps what the adapter adds, up to an error."
 
@@ -86,7 +84,12 @@ def create(
     ] = False,
     seed: Annotated[int, typer.Option(help="Decides everything that is random.")] = 0,
     learning_rate: Annotated[
-        float | None, typer.Option(help="Kept in the spec, for training.", show_default=False)
+        float | None,
+        typer.Option(
+            help="Highest learning rate of its training, above 0 and at most 1; kept with it. "
+            "Without it training takes its own.",
+            show_default=False,
+        ),
     ] = None,
     loading: LoadOptions,
 ) -> None:
@@ -118,17 +121,17 @@ def create(
         spec=spec,
         seed=seed,
         codec=_codec(codec, neural=neural_compression),
-        extra={} if learning_rate is None else {"learning_rate": learning_rate},
+        training={} if learning_rate is None else {"learning_rate": learning_rate},
     )
     with open_adapters(load_settings()) as adapters:
         adapters.check_free(name)
         model = load_model(session, base_model, loading)
         done = create_adapter(adapters, name, model, recipe, Note(by=BY))
+        size_bytes = adapters.manifest(done.version).payload.size_bytes
     warn_of_price(session.output, kind, sparsity)
     values = in_millions(done.report.num_values)
     session.output.done(
-        f"{kind} for {model.ref}: {values} elements, {in_bytes(done.report.size_bytes)} "
-        f"in {done.codec}"
+        f"{kind} for {model.ref}: {values} elements, {in_bytes(size_bytes)} in {done.codec}"
     )
     session.output.text(f"{name}@{done.version[:12]}\n")
 
@@ -231,6 +234,7 @@ def import_(
     note = Note(by=BY, why=why)
     with open_adapters(load_settings()) as adapters:
         adapters.check_free(name)
+        session.output.done(f"{source.path} is an adapter in the format {source.format}")
         model = load_model(session, base_model, loading)
         done, coverage = import_adapter(adapters, name, model, source, codec=codec, note=note)
     say_coverage(session.output, coverage)

@@ -63,6 +63,7 @@ def info_record(info: AdapterInfo, stats: GridStatistics | None) -> dict[str, ob
             "weights_sha256": manifest.base.weights_sha256,
         },
         "spec": manifest.spec,
+        "training": info.training,
         "codec": manifest.codec,
         "size_bytes": manifest.payload.size_bytes,
         "ratio_float32": info.ratio,
@@ -100,9 +101,8 @@ def show_info(output: Output, info: AdapterInfo, stats: GridStatistics | None) -
         "version": info.version,
         "tags": ", ".join(info.tags) or "none",
         "base model": str(manifest.base.fingerprint),
-        "spec": ", ".join(
-            f"{key} {_plainly(value)}" for key, value in manifest.spec.items() if value != ()
-        ),
+        "spec": _listed({k: v for k, v in manifest.spec.items() if k not in info.training}),
+        "training": _listed(info.training) or "as training does by default",
         "stored as": f"{manifest.codec}, {in_bytes(manifest.payload.size_bytes)}, "
         f"1/{info.ratio:.1f} of float32",
         "error": "none by coding" if lost is None else f"{lost:.3f} of what it adds",
@@ -131,6 +131,8 @@ def show_diff(output: Output, diff: AdapterDiff) -> None:
     """Print how two versions differ for a person."""
     shown = {name: f"{_plainly(a)} -> {_plainly(b)}" for name, (a, b) in diff.spec.items()}
     output.record({}, Format.TABLE, shown=shown or {"spec": "the same"})
+    changed = [module for module in diff.modules if module.change != 0]
+    same = len(diff.modules) - len(changed)
     output.table(
         [],
         Format.TABLE,
@@ -142,9 +144,11 @@ def show_diff(output: Output, diff: AdapterDiff) -> None:
                 "after": f"{module.after:.4g}",
                 "change": _change(module),
             }
-            for module in diff.modules
+            for module in changed
         ],
     )
+    if same:
+        output.done(f"{same} layers are the same")
 
 
 def diff_record(diff: AdapterDiff) -> dict[str, object]:
@@ -253,6 +257,10 @@ def _parent(parent: str | None, *, needed: bool) -> str:
     if parent is None:
         return "none"
     return f"{parent[:12]}, of which this is an update" if needed else parent[:12]
+
+
+def _listed(values: Mapping[str, object]) -> str:
+    return ", ".join(f"{key} {_plainly(value)}" for key, value in values.items() if value != ())
 
 
 def _plainly(value: object) -> str:

@@ -49,7 +49,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None, session: Session) -> int:
-    command = typer.main.get_command(_build())
+    command = typer.main.get_command(build())
     try:
         code = command.main(arguments, "hyprstream", standalone_mode=False, obj=session)
     except typer.TyperException as error:
@@ -67,7 +67,8 @@ def _trace(session: Session) -> None:
         traceback.print_exc()
 
 
-def _build() -> typer.Typer:
+def build() -> typer.Typer:
+    """Put the commands together."""
     app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
     app.callback()(_options)
     app.command()(infer.infer)

@@ -7,10 +7,11 @@ NO_COLOR is honoured (by rich).
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Literal
 
+from hyprstream.cli.columns import columns
 from hyprstream.cli.text import one_line, plain, to_json, visible
 from hyprstream.errors import HyprstreamError, InvalidRequestError
 
@@ -51,13 +52,13 @@ class Output:
 
     def table(
         self,
-        rows: Sequence[Mapping[str, object]],
+        rows: Iterable[Mapping[str, object]],
         format: Format,  # noqa: A002
         *,
         identifier: str,
-        shown: Sequence[Mapping[str, str]],
+        shown: Iterable[Mapping[str, str]],
     ) -> None:
-        """Print several records.
+        """Print several records; only one of `rows` and `shown` is walked through.
 
         Args:
             rows: The data, for json and yaml.
@@ -68,9 +69,9 @@ class Output:
         if self.quiet:
             self.text("".join(f"{row[identifier]}\n" for row in rows))
         elif format is not Format.TABLE:
-            self._structured(rows, format)
-        elif shown:
-            self._grid(list(shown[0]), [list(row.values()) for row in shown])
+            self._structured(list(rows), format)
+        elif lines := list(shown):
+            self._grid(list(lines[0]), [list(line.values()) for line in lines])
 
     def record(
         self,
@@ -139,19 +140,32 @@ class Output:
         else:
             import yaml
 
-            self.text(yaml.safe_dump(plain(data), sort_keys=False, allow_unicode=True))
+            # libyaml, where PyYAML was built with it: a third of the time.
+            dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+            self.text(yaml.dump(plain(data), Dumper=dumper, sort_keys=False, allow_unicode=True))
 
     def _grid(self, heading: Sequence[str] | None, rows: Sequence[Sequence[str]]) -> None:
-        from rich.table import Table
+        """Print cells in columns; the heading, or else the first column, stands out."""
+        titles = [] if heading is None else [[name.upper() for name in heading]]
+        cells = [*titles, *([one_line(cell) for cell in row] for row in rows)]
+        if not self._stdout.isatty():
+            self.text("".join(f"{line}\n" for line in columns(cells, None)))
+            return
+        console = self._console("stdout")
+        lines = list(columns(cells, console.width))
+        if heading is not None:
+            self._styled(console, lines[0], len(lines[0]))
+            self.text("".join(f"{line}\n" for line in lines[1:]))
+            return
+        names = max((len(row[0]) for row in cells), default=0)
+        for line in lines:
+            self._styled(console, line, names)
+
+    def _styled(self, console: Console, line: str, num_bold: int) -> None:
         from rich.text import Text
 
-        table = Table(box=None, show_header=heading is not None, padding=(0, 2, 0, 0))
-        for index, name in enumerate(heading or ("", "")):
-            style = "bold" if heading is None and index == 0 else None
-            table.add_column(name.upper(), style=style, overflow="fold")
-        for row in rows:
-            table.add_row(*(Text(one_line(cell)) for cell in row))
-        self._console("stdout").print(table)
+        text = Text.assemble((line[:num_bold], "bold"), line[num_bold:])
+        console.print(text, soft_wrap=True)
 
     def _say(self, label: str, style: str, message: str) -> None:
         from rich.text import Text

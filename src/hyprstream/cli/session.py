@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         AdapterDiff,
         AdapterInfo,
         Adapters,
+        Collected,
         Completion,
         Coverage,
         Generation,
@@ -31,15 +32,16 @@ if TYPE_CHECKING:
         Settings,
     )
 else:
-    AdapterDiff = AdapterInfo = Adapters = Coverage = GridStatistics = ModuleChange = (
-        ModuleSummary
-    ) = object
+    AdapterDiff = AdapterInfo = Adapters = Collected = Coverage = object
+    GridStatistics = ModuleChange = ModuleSummary = object
     Completion = Generation = Model = ModelInfo = SamplingParams = Settings = object
     Context = typer.Context.__base__  # what typer gives to commands; the tests check types
 
 __all__ = [
     "AdapterDiff",
     "AdapterInfo",
+    "Adapters",
+    "Collected",
     "Completion",
     "Context",
     "Coverage",

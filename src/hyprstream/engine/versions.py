@@ -7,10 +7,11 @@ everything; `fetch` reads from there. Runs on the engine thread.
 import hashlib
 import json
 import math
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 
 from hyprstream.errors import AdapterMemoryFullError, InvalidRequestError, VersionNotFoundError
+from hyprstream.lora.basis import Basis
 from hyprstream.lora.weights import LoraWeights, combine
 from hyprstream.refs import VersionId
 
@@ -18,6 +19,39 @@ _MAX_MIXTURES = 4096  # callers choose factors freely; each costs some hundred b
 
 Mixture = tuple[tuple[VersionId, float], ...]
 """Versions and what each is multiplied with, in order of version."""
+
+
+class _Held:
+    """What weights take together; a basis that several are written in counts once.
+
+    Attributes:
+        size_bytes: Bytes of all of them.
+    """
+
+    def __init__(self, size_bytes: int = 0, users: Mapping[Basis, int] | None = None) -> None:
+        self.size_bytes = size_bytes
+        self._users = Counter(users)
+
+    def add(self, weights: LoraWeights) -> None:
+        """Count weights too."""
+        self.size_bytes += weights.size_bytes
+        for basis in weights.shared:
+            if basis not in self._users:
+                self.size_bytes += basis.size_bytes
+            self._users[basis] += 1
+
+    def remove(self, weights: LoraWeights) -> None:
+        """Count weights no more."""
+        self.size_bytes -= weights.size_bytes
+        for basis in weights.shared:
+            self._users[basis] -= 1
+            if not self._users[basis]:
+                del self._users[basis]
+                self.size_bytes -= basis.size_bytes
+
+    def copy(self) -> "_Held":
+        """Return the same, to be changed by itself."""
+        return _Held(self.size_bytes, self._users)
 
 
 class HostVersions:
@@ -55,12 +89,12 @@ class HostVersions:
         self._mixtures: dict[VersionId, Mixture] = {}
         self._weights: OrderedDict[VersionId, LoraWeights] = OrderedDict()  # oldest use first
         self._pins: dict[VersionId, int] = {}
-        self._size_bytes = 0
+        self._held = _Held()
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of weights that are held."""
-        return self._size_bytes
+        """Bytes of weights that are held; what several share counts once."""
+        return self._held.size_bytes
 
     @property
     def num_pinned(self) -> int:
@@ -236,29 +270,33 @@ class HostVersions:
         """Keep weights, and let others go for them."""
         if self._check is not None:
             self._check(weights)
-        needed = self._size_bytes + weights.size_bytes - self._limit_bytes
-        leaving = []
+        leaving: list[VersionId] = []
+        rest = self._held.copy()
+        rest.add(weights)
         for other, held in self._weights.items():
-            if needed <= 0:
+            if rest.size_bytes <= self._limit_bytes:
                 break
             if other not in self._pins and (self._fetch is not None or other in self._mixtures):
                 leaving.append(other)
-                needed -= held.size_bytes
-        if needed > 0:
+                rest.remove(held)
+        if rest.size_bytes > self._limit_bytes:
+            alone = _Held()
+            alone.add(weights)
             raise AdapterMemoryFullError(
-                f"adapter version {version} takes {weights.size_bytes} bytes, "
-                f"{needed} more than the versions in use leave of {self._limit_bytes}",
+                f"adapter version {version} takes {alone.size_bytes} bytes, "
+                f"{rest.size_bytes - self._limit_bytes} more than the versions in use leave of "
+                f"{self._limit_bytes}",
                 hint="Try again when requests have ended, or allow adapters more host memory.",
             )
         for other in leaving:
             self._drop(other)
         self._weights[version] = weights
-        self._size_bytes += weights.size_bytes
+        self._held.add(weights)
 
     def _drop(self, version: VersionId) -> None:
         weights = self._weights.pop(version, None)
         if weights is not None:
-            self._size_bytes -= weights.size_bytes
+            self._held.remove(weights)
 
 
 def mixture_id(parts: Sequence[tuple[VersionId, float]]) -> VersionId:

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 import torch
 from jaxtyping import Float
@@ -27,7 +28,7 @@ _TIE = 1e-10
 _CONDITION = 1e-4
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Basis:
     """The first singular vectors of a layer's W, those of larger singular values first.
 
@@ -78,7 +79,8 @@ class Basis:
 class BaseLayers:
     """The linear layers of the base model, as what makes and reads adapters sees them.
 
-    Keeps the bases that were asked for, one for each layer and rank.
+    A basis that some adapter is written in is the basis of all of its layer and rank; one that
+    no adapter needs any more is let go, so that their memory is that of adapters.
 
     Args:
         weights: W of each layer by path, as in `Decoder.weights`.
@@ -86,7 +88,7 @@ class BaseLayers:
 
     def __init__(self, weights: Mapping[str, Weight]) -> None:
         self._weights = weights
-        self._bases: dict[tuple[str, int], Basis] = {}
+        self._bases: WeakValueDictionary[tuple[str, int], Basis] = WeakValueDictionary()
 
     @property
     def size_bytes(self) -> int:
@@ -113,9 +115,10 @@ class BaseLayers:
             InvalidAdapterError: The layer has fewer.
             IncompatibleAdapterError: The model has no such layer.
         """
-        if (path, rank) not in self._bases:
-            self._bases[path, rank] = singular_basis(self.weight(path), rank)
-        return self._bases[path, rank]
+        basis = self._bases.get((path, rank))
+        if basis is None:
+            basis = self._bases[path, rank] = singular_basis(self.weight(path), rank)
+        return basis
 
 
 def singular_basis(weight: Float[Tensor, "O I"], rank: int) -> Basis:

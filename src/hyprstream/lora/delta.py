@@ -5,7 +5,7 @@ and its `DeltaSlots`, the device memory that holds many of them for a batch to m
 bank and weights know only what stands here.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, Self, runtime_checkable
 
@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hyprstream.errors import InvalidSettingsError
-from hyprstream.lora.basis import BaseLayers
+from hyprstream.errors import IncompatibleAdapterError, InvalidSettingsError
+from hyprstream.lora.basis import BaseLayers, Basis
 from hyprstream.lora.leaf import Regrowth
 from hyprstream.lora.spec import LoraSpec
 from hyprstream.models.forward import LoraView
@@ -41,6 +41,36 @@ class BankLimits:
     max_rank: int
     dtype: torch.dtype
     device: torch.device
+
+    def check(self, deltas: "Mapping[str, Delta]", dtype: torch.dtype) -> None:
+        """Make sure that slots whose values are of a dtype have room for deltas with ranks.
+
+        Raises:
+            IncompatibleAdapterError: A rank is too high, or a value too large for the dtype.
+        """
+        for path, delta in deltas.items():
+            if delta.rank > self.max_rank:
+                raise IncompatibleAdapterError(
+                    f"the adapter has rank {delta.rank} at {path}, "
+                    f"slots have room for {self.max_rank}",
+                    hint="Raise the highest rank in the engine's settings.",
+                )
+            check_finite(path, delta.tensors().values(), dtype)
+
+
+def check_finite(path: str, tensors: Iterable[Tensor], dtype: torch.dtype) -> None:
+    """Make sure that values of a layer fit into the dtype of slots.
+
+    Raises:
+        IncompatibleAdapterError: One does not.
+    """
+    for tensor in tensors:
+        if not torch.isfinite(tensor.to(dtype)).all():
+            name = str(dtype).removeprefix("torch.")
+            raise IncompatibleAdapterError(
+                f"the adapter's values at {path} are too large for {name}",
+                hint="Load the model with dtype bfloat16 or float32.",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,7 +215,12 @@ class Delta(Protocol):
 
     @property
     def size_bytes(self) -> int:
-        """Bytes on the host."""
+        """Bytes on the host that are its own."""
+        ...
+
+    @property
+    def shared(self) -> Sequence[Basis]:
+        """What it needs besides, and other deltas may need too."""
         ...
 
     def tensors(self) -> Mapping[str, Tensor]:

@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hyprstream.errors import IncompatibleAdapterError
 from hyprstream.lora.delta import BASE_SLOT, BankLimits, Delta
 from hyprstream.lora.native_rows import NativeRows, RowGroups
 from hyprstream.lora.ops import Share, cut, low_rank_product, storage_dtype
@@ -88,20 +87,7 @@ class LowRankSlots:
         Raises:
             IncompatibleAdapterError: A rank is too high, or a value too large for the dtype.
         """
-        for path, delta in deltas.items():
-            if delta.rank > self._limits.max_rank:
-                raise IncompatibleAdapterError(
-                    f"the adapter has rank {delta.rank} at {path}, "
-                    f"slots have room for {self._limits.max_rank}",
-                    hint="Raise the highest rank in the engine's settings.",
-                )
-            for tensor in delta.tensors().values():
-                if not torch.isfinite(tensor.to(self._dtype)).all():
-                    name = str(self._dtype).removeprefix("torch.")
-                    raise IncompatibleAdapterError(
-                        f"the adapter's values at {path} are too large for {name}",
-                        hint="Load the model with dtype bfloat16 or float32.",
-                    )
+        self._limits.check(deltas, self._dtype)
 
     def write(self, slot: int, deltas: Mapping[str, Delta]) -> None:
         """Replace what the slot holds by deltas that passed `check`; by nothing, if empty."""

@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from hyprstream import lookup
 from hyprstream.errors import UnsupportedError
-from hyprstream.lora.basis import BaseLayers
+from hyprstream.lora.basis import BaseLayers, Basis
 from hyprstream.lora.delta import Delta, Kind, Target
 from hyprstream.lora.parts import by_path
 from hyprstream.refs import VersionId
@@ -27,8 +27,13 @@ class LoraWeights:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes on the host."""
+        """Bytes on the host that are its own."""
         return sum(delta.size_bytes for delta in self.modules.values())
+
+    @property
+    def shared(self) -> frozenset[Basis]:
+        """What it needs besides, and other adapters may need too."""
+        return frozenset(basis for delta in self.modules.values() for basis in delta.shared)
 
     @property
     def max_rank(self) -> int:

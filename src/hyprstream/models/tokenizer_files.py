@@ -21,10 +21,11 @@ from hyprstream.models.detokenize import Spelling
 from hyprstream.models.vocabulary import Vocabulary, is_library_failure
 
 _MAX_FILE_BYTES = 200_000_000
-_ROLES = (
+ROLES = (
     *("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token"),
     "mask_token",
 )
+"""What transformers calls tokens that have a role."""
 _BLANK = "\u2581"  # SentencePiece's letter for a blank
 
 
@@ -93,7 +94,7 @@ def _read_backend(file: Path, special_tokens: Mapping[str, str]) -> tokenizers.T
 def _special_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
     roles = {**_read_object(folder / "special_tokens_map.json"), **config}
     found = {}
-    for role in _ROLES:
+    for role in ROLES:
         value = roles.get(role)
         if isinstance(value, dict):  # an AddedToken with its flags
             value = value.get("content")

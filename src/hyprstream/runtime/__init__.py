@@ -31,11 +31,12 @@ if TYPE_CHECKING:
         import_adapter,
     )
     from hyprstream.runtime.info import ModelInfo, describe
+    from hyprstream.runtime.learning import training_settings
     from hyprstream.runtime.model import Model
     from hyprstream.runtime.models import open_catalog
     from hyprstream.runtime.settings import Settings, load_settings
     from hyprstream.runtime.text import Completion, Generation, TextDelta
-    from hyprstream.store.records import Note
+    from hyprstream.store.records import Collected, Note
     from hyprstream.vdb.learned.rate import Target
     from hyprstream.vdb.statistics import GridStatistics
 
@@ -45,6 +46,7 @@ _HOMES = {
     "Adapters": "hyprstream.runtime.adapters",
     "Catalog": "hyprstream.catalog.catalog",
     "Check": "hyprstream.runtime.environment",
+    "Collected": "hyprstream.store.records",
     "Committed": "hyprstream.runtime.adapter_records",
     "Completion": "hyprstream.runtime.text",
     "Coverage": "hyprstream.lora.exchange.coverage",
@@ -77,6 +79,7 @@ _HOMES = {
     "open_adapters": "hyprstream.runtime.adapters",
     "open_catalog": "hyprstream.runtime.models",
     "set_threads": "hyprstream.runtime.device",
+    "training_settings": "hyprstream.runtime.learning",
 }
 
 __all__ = [
@@ -85,6 +88,7 @@ __all__ = [
     "Adapters",
     "Catalog",
     "Check",
+    "Collected",
     "Committed",
     "Completion",
     "Coverage",
@@ -117,6 +121,7 @@ __all__ = [
     "open_adapters",
     "open_catalog",
     "set_threads",
+    "training_settings",
 ]
 
 

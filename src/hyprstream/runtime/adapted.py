@@ -1,6 +1,7 @@
 """Adapters and the model that they are for: how one is made, and brought back to it."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from hyprstream.errors import HyprstreamError, InvalidSettingsError, ModelNotFoundError
 from hyprstream.lora.basis import BaseLayers
@@ -11,6 +12,7 @@ from hyprstream.models.decoder import Decoder
 from hyprstream.refs import ModelRef, VersionId
 from hyprstream.runtime.adapter_records import Committed
 from hyprstream.runtime.adapters import EXACT, Adapters
+from hyprstream.runtime.learning import check_training
 from hyprstream.runtime.model import Model
 from hyprstream.runtime.models import open_catalog
 from hyprstream.runtime.settings import Settings
@@ -30,21 +32,25 @@ class Recipe:
         spec: What it shall look like; `all` among its targets means every layer but the head.
         seed: Decides everything that is random.
         codec: The code of the version, and of later ones.
-        extra: What else to keep with the spec, for training.
+        training: How it is to be trained, as fields of `TrainConfig`, but for the seed;
+            what is not there is left to the defaults.
     """
 
     spec: LoraSpec
     seed: int = 0
     codec: str = EXACT
-    extra: dict[str, SpecValue] | None = None
+    training: Mapping[str, SpecValue] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse a code that does not exist, before work is done.
+        """Refuse what cannot be, before work is done.
 
         Raises:
-            UnsupportedCodecError: There is none of that name.
+            UnsupportedCodecError: There is no code of that name.
+            InvalidSettingsError: A setting of training is out of range.
+            InvalidAdapterError: There is no such setting, or it is of another type.
         """
         codecs.load(self.codec)
+        check_training({**self.training, "seed": self.seed})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +101,7 @@ def create_adapter(
             **spec.plain(),
             "seed": recipe.seed,
             "codec": recipe.codec,
-            **(recipe.extra or {}),
+            **recipe.training,
         },
         codec=recipe.codec,
     )

@@ -35,6 +35,7 @@ class AdapterInfo:
         tags: Tags of the adapter that stand for this version.
         modules: What it does to each layer.
         ratio: Its elements in float32 by the length of its payload.
+        training: What was recorded of how it is to be trained; see `training_settings`.
     """
 
     ref: AdapterRef
@@ -43,6 +44,7 @@ class AdapterInfo:
     tags: tuple[str, ...]
     modules: tuple[ModuleSummary, ...]
     ratio: float
+    training: Mapping[str, SpecValue]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ Works on stored tensors and needs no torch. What brings an adapter to a model is
 
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
@@ -16,11 +17,12 @@ from hyprstream.lora.seeds import stream_start
 from hyprstream.lora.summary import compare, summarise
 from hyprstream.refs import AdapterRef, VersionId, adapter_name
 from hyprstream.runtime.adapter_records import AdapterDiff, AdapterInfo, Committed
+from hyprstream.runtime.learning import recorded
 from hyprstream.runtime.settings import Settings
 from hyprstream.store import layout
 from hyprstream.store.manifest import Draft, Manifest, SpecValue
 from hyprstream.store.records import Adapter, Collected, Move, Note
-from hyprstream.store.store import AdapterStore
+from hyprstream.store.store import GRACE, AdapterStore
 from hyprstream.vdb import codecs
 from hyprstream.vdb.entropy.masks import seeded_indices
 from hyprstream.vdb.layout import pack_tensors
@@ -94,6 +96,7 @@ class Adapters:
             tags=tuple(tag for tag, tagged in tags if tagged == version),
             modules=modules,
             ratio=4 * num_elements / max(1, manifest.payload.size_bytes),
+            training=recorded(manifest.spec),
         )
 
     def grid(self, ref: str) -> GridStatistics:
@@ -169,9 +172,30 @@ class Adapters:
         )
 
     def delete(self, name: str) -> Collected:
-        """Take a name away, and remove what nothing leads to any more."""
-        self._store.delete(adapter_name(name))
-        return self._store.collect()
+        """Take a name away, and remove at once what nothing else leads to or reads.
+
+        Raises:
+            AdapterNotFoundError: There is no such name.
+        """
+        return self._store.collect(given_up=self._store.delete(adapter_name(name)))
+
+    def collect(self, *, keep_history: int | None = None, at_once: bool = False) -> Collected:
+        """Remove the versions that nothing leads to, and what killed processes left.
+
+        Args:
+            keep_history: How many rollbacks and how many of the latest moves of each name keep
+                their versions; None keeps those of all moves.
+            at_once: Also versions of the last day, whose name may be on the way.
+
+        Raises:
+            InvalidRequestError: The history to keep is a negative number of moves.
+        """
+        if keep_history is not None and keep_history < 0:
+            raise InvalidRequestError(
+                f"{keep_history} moves cannot be kept", hint="Keep 0 or more."
+            )
+        grace = timedelta(0) if at_once else GRACE
+        return self._store.collect(keep_history=keep_history, grace=grace)
 
     def history(self, name: str) -> list[Move]:
         """List the moves of a name, the first one first."""
@@ -202,8 +226,29 @@ class Adapters:
         return self._store.rollback(adapter_name(name), note)
 
     def tag(self, ref: str, to: VersionId) -> None:
-        """Let a tag, `name:tag`, stand for a version."""
+        """Let a tag, `name:tag`, stand for a version, whatever it stood for before.
+
+        Raises:
+            InvalidReferenceError: The reference has no tag.
+            AdapterNotFoundError: There is no such adapter.
+        """
         self._store.tag(AdapterRef.parse(ref), to)
+
+    def untag(self, ref: str) -> None:
+        """Take a tag, `name:tag`, away.
+
+        Raises:
+            VersionNotFoundError: There is no such tag.
+        """
+        self._store.untag(AdapterRef.parse(ref))
+
+    def tags(self, name: str) -> dict[str, VersionId]:
+        """List the tags of an adapter and the versions that they stand for.
+
+        Raises:
+            AdapterNotFoundError: There is no such adapter.
+        """
+        return self._store.tags(adapter_name(name))
 
     def diff(self, first: str, second: str) -> AdapterDiff:
         """Compare two versions; errors as in `resolve` and `layout.read`."""

@@ -45,6 +45,16 @@ class Source:
     alpha: float | None = None
     allow_pickle: bool = False
 
+    @property
+    def format(self) -> str:
+        """Name of the format, told by the content.
+
+        Raises:
+            AdapterNotFoundError: There is nothing.
+            UnsupportedFormatError: It is none of the known formats.
+        """
+        return detect(self.path)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Destination:
@@ -84,7 +94,7 @@ def import_adapter(
         HyprstreamError: The file cannot be read, or does not fit; see `read_adapter`.
     """
     adapters.check_free(name)
-    found = detect(source.path)
+    found = source.format
     options = ReadOptions(alpha=source.alpha, allow_pickle=source.allow_pickle)
     imported = read_adapter(source.path, _host(model), name=found, options=options)
     tensors = pack(imported.weights)

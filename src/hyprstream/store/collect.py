@@ -1,7 +1,7 @@
 """Which versions nothing leads to any more."""
 
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from datetime import datetime
 
 _CHAIN = """
@@ -26,6 +26,7 @@ def unreachable(
     *,
     keep_history: int | None,
     recorded_since: datetime,
+    given_up: Collection[str] = (),
 ) -> list[str]:
     """List the versions that may go.
 
@@ -38,6 +39,7 @@ def unreachable(
         keep_history: How many rollbacks and how many of the latest moves of each name keep
             their versions; None keeps those of all moves.
         recorded_since: What was committed later stays.
+        given_up: These go even so, if nothing else leads to them.
     """
     needs = {}
     payloads = {}
@@ -48,7 +50,7 @@ def unreachable(
         payloads[version] = payload
         if needed is not None:
             needs[version] = needed
-        if datetime.fromisoformat(recorded) > recorded_since:
+        if datetime.fromisoformat(recorded) > recorded_since and version not in given_up:
             kept.add(version)
     kept |= {v for v in payloads.keys() - kept if is_held(payloads[v])}
     return sorted(payloads.keys() - _with_parents(kept, needs))

@@ -83,7 +83,10 @@ def rollback(db: sqlite3.Connection, name: AdapterName, at: datetime, note: Note
         (number,),
     ).fetchone()
     if row is None:
-        raise VersionNotFoundError(f"adapter {name!r} has no earlier version to return to")
+        raise VersionNotFoundError(
+            f"adapter {name!r} has no earlier version to return to",
+            hint=f"`hyprstream lora history {name}` lists where it has pointed.",
+        )
     to, below = VersionId(row[0]), row[1]
     require(db, to)
     _move(db, name, Move(action="rollback", version=to, at=at, note=note), below=below)
@@ -175,14 +178,19 @@ def adapters(db: sqlite3.Connection) -> list[Adapter]:
     ]
 
 
-def delete(db: sqlite3.Connection, name: AdapterName) -> None:
-    """Take a name away, with its tags and its history.
+def delete(db: sqlite3.Connection, name: AdapterName) -> set[VersionId]:
+    """Take a name away, with its tags and its history; return the versions that it led to.
 
     Raises:
         AdapterNotFoundError: There is no such name.
     """
     _found(db, name)
+    rows = db.execute(
+        "SELECT version FROM moves WHERE name = ? UNION SELECT version FROM tags WHERE name = ?",
+        (name, name),
+    ).fetchall()
     db.execute("DELETE FROM names WHERE name = ?", (name,))
+    return {VersionId(version) for (version,) in rows}
 
 
 def resolve(db: sqlite3.Connection, ref: AdapterRef) -> VersionId:
@@ -258,13 +266,16 @@ def _found(db: sqlite3.Connection, name: AdapterName) -> tuple[VersionId, int]:
     pointer = _pointer(db, name)
     if pointer is None:
         raise AdapterNotFoundError(
-            f"there is no adapter {name!r}", hint="See the list of adapters."
+            f"there is no adapter {name!r}", hint="`hyprstream lora list` shows those there are."
         )
     return pointer
 
 
 def _no_tag(ref: AdapterRef) -> VersionNotFoundError:
-    return VersionNotFoundError(f"adapter {ref.name!r} has no tag {ref.tag!r}")
+    return VersionNotFoundError(
+        f"adapter {ref.name!r} has no tag {ref.tag!r}",
+        hint=f"`hyprstream lora tag {ref.name}` lists its tags.",
+    )
 
 
 def _move(db: sqlite3.Connection, name: AdapterName, move: Move, *, below: int | None) -> None:

@@ -12,7 +12,7 @@ a local disk: write-ahead databases and these locks need one.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -202,27 +202,37 @@ class AdapterStore:
         with self._index.look() as db:
             return names.tags(db, name)
 
-    def delete(self, name: AdapterName) -> None:
+    def delete(self, name: AdapterName) -> set[VersionId]:
         """Take a name away, with its tags and history; its versions stay until `collect`.
+
+        Returns:
+            The versions that it led to.
 
         Raises:
             AdapterNotFoundError: There is no such name.
         """
         with self._index.change() as db:
-            names.delete(db, name)
+            return names.delete(db, name)
 
     def list(self) -> tuple[Adapter, ...]:
         """List the adapters by name."""
         with self._index.look() as db:
             return tuple(names.adapters(db))
 
-    def collect(self, *, keep_history: int | None = None, grace: timedelta = GRACE) -> Collected:
+    def collect(
+        self,
+        *,
+        keep_history: int | None = None,
+        grace: timedelta = GRACE,
+        given_up: Collection[VersionId] = (),
+    ) -> Collected:
         """Remove the versions that nothing leads to, and what killed processes left.
 
         Args:
             keep_history: How many rollbacks and how many of the latest moves of each name keep
                 their versions; None keeps those of all moves.
             grace: What was committed so short a time ago stays: its name may be on the way.
+            given_up: Versions whose name was deleted: they go however new they are.
         """
         with storage(self._root):
             with self._alone():
@@ -232,6 +242,7 @@ class AdapterStore:
                         self._content.is_held,
                         keep_history=keep_history,
                         recorded_since=self._clock() - grace,
+                        given_up=given_up,
                     )
                     db.executemany("DELETE FROM versions WHERE id = ?", [(v,) for v in gone])
                     kept = {payload for (payload,) in db.execute("SELECT payload FROM versions")}

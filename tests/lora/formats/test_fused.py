@@ -304,14 +304,6 @@ def test_other_families_are_refused_by_name(family, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_gguf_file_does_not_become_a_folder(tmp_path):
-    base = save_gguf("llama", tmp_path / "base.gguf")
-    decoder, host = load(base)
-    weights = random_adapter(decoder.linears, [4], seed=1)
-    with pytest.raises(UnsupportedError, match="is a GGUF file"):
-        write_fused(tmp_path / "out", open_model(base), host, weights)
-
-
 def test_what_does_not_fit_is_refused_and_leaves_nothing(tmp_path):
     base = save_model("llama", tmp_path / "base")
     decoder, host = load(base)

@@ -114,21 +114,36 @@ def test_a_head_that_is_the_embedding_is_refused(tmp_path):
     assert not (tmp_path / "a.gguf").exists()
 
 
+_ARCHES = {
+    "llama": gguf.MODEL_ARCH.LLAMA,
+    "qwen2": gguf.MODEL_ARCH.QWEN2,
+    "gemma2": gguf.MODEL_ARCH.GEMMA2,
+    "phi3": gguf.MODEL_ARCH.PHI3,
+}
+
+
 def as_converter(folder: Path, hf: Any, file: Path, kind: str = "F32", alpha: float = 8.0) -> Path:
-    """What llama.cpp's convert_lora_to_gguf.py makes of a PEFT folder for a Llama model."""
-    writer = gguf.GGUFWriter(file, "llama")
+    """What llama.cpp's convert_lora_to_gguf.py makes of a PEFT folder.
+
+    Beside the tensors it writes what its converter of models always writes: the type of the
+    file, the version of the quantised formats and a name.
+    """
+    arch = _ARCHES[hf.model_type]
+    writer = gguf.GGUFWriter(file, gguf.MODEL_ARCH_NAMES[arch])
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    writer.add_name(folder.name)
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, hf.num_hidden_layers)
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    names = gguf.get_tensor_name_map(arch, hf.num_hidden_layers)
     for name, tensor in sorted(load_file(folder / "adapter_model.safetensors").items()):
         stem, _, side = name.removeprefix("base_model.model.").rpartition(".lora_")
         is_b = side.startswith("B")
         data = tensor
-        if is_b and "q_proj" in stem:
-            data = gguf_files._permuted(tensor, hf.num_attention_heads)
-        if is_b and "k_proj" in stem:
-            data = gguf_files._permuted(tensor, hf.num_key_value_heads)
+        heads = {"q_proj": hf.num_attention_heads, "k_proj": hf.num_key_value_heads}
+        num_heads = heads.get(stem.rpartition(".")[2])
+        if is_b and num_heads is not None and hf.model_type == "llama":
+            data = gguf_files._permuted(tensor, num_heads)
         stored = names.get_name(stem)
         array = np.ascontiguousarray(data.float().numpy())
         quantized = gguf.GGMLQuantizationType[kind]
@@ -165,6 +180,36 @@ def test_what_the_converter_writes_gives_the_logits_of_peft(kind, rank, tmp_path
     bound = {"F32": 1e-4, "F16": 1e-2}.get(kind, 0.3)
     scored = ours(decoder, imported.weights, IDS)
     torch.testing.assert_close(scored, scores(adapted, IDS), atol=bound, rtol=bound)
+
+
+@pytest.mark.parametrize("family", _ARCHES)
+def test_through_the_converter_and_directly_an_adapter_is_the_same(family, tmp_path):
+    """And what we export is tensor by tensor what the converter makes of the same folder."""
+    base = save_model(family, tmp_path / "base")
+    adapted = trained_by_peft(
+        base, tmp_path / "peft", r=4, lora_alpha=8, target_modules="all-linear"
+    )
+    file = as_converter(tmp_path / "peft", adapted.base_model.model.config, tmp_path / "a.gguf")
+    decoder, host = load(base)
+
+    converted = read_adapter(file, host)
+    direct = read_adapter(tmp_path / "peft", host)
+
+    assert converted.coverage.is_complete
+    assert converted.weights.fingerprint() == direct.weights.fingerprint()
+    assert converted.spec.scale == direct.spec.scale
+    assert_logits_equal(ours(decoder, converted.weights, IDS), scores(adapted, IDS))
+    exported = tmp_path / "b.gguf"
+    write_adapter(exported, direct.weights, host, name="gguf", spec=direct.spec)
+    written, theirs = (gguf.GGUFReader(path) for path in (exported, file))
+    for key in ("general.type", "general.architecture", "adapter.type", "adapter.lora.alpha"):
+        assert written.fields[key].contents() == theirs.fields[key].contents()
+    tensors = [{t.name: t.data for t in reader.tensors} for reader in (written, theirs)]
+    assert tensors[0].keys() == tensors[1].keys()
+    assert all(np.array_equal(tensors[0][name], tensors[1][name]) for name in tensors[1])
+    model_file = save_gguf(family, tmp_path / "base.gguf")
+    by_both = [by_llama_cpp(model_file, IDS, path) for path in (exported, file)]
+    assert torch.equal(*by_both)
 
 
 @pytest.mark.parametrize(

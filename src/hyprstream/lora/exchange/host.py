@@ -24,6 +24,21 @@ _HEAD = "lm_head"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """Outputs of a linear layer that are a projection of their own in other programs.
+
+    Attributes:
+        layer: Path of the layer.
+        start: The first of them.
+        stop: Behind the last of them.
+    """
+
+    layer: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
     """A model, as what reads and writes its adapters needs to know it.
 
@@ -68,6 +83,22 @@ class Host:
         return torch.equal(own.to(tensor.dtype), tensor)
 
     @property
+    def joined(self) -> dict[str, Rows]:
+        """Return where projections are that this model joins and others compute apart."""
+        module = self._module()
+        ends: Mapping[str, tuple[str, ...]] = getattr(module, "JOINED", {})
+        found = {}
+        for end, parts in ends.items():
+            counts = module.joined_rows(self.config)
+            for layer in (path for path in self.linears if path.endswith(end)):
+                start = 0
+                for part in parts:
+                    rows = Rows(layer=layer, start=start, stop=start + counts[part])
+                    found[f"{layer.rpartition('.')[0]}.{part}"] = rows
+                    start = rows.stop
+        return found
+
+    @property
     def gguf_family(self) -> str:
         """Name of the family in GGUF files."""
         return _GGUF_FAMILIES.get(self.config.architecture, self.config.architecture)
@@ -79,7 +110,7 @@ class Host:
         Raises:
             UnsupportedArchitectureError: No GGUF form of the family is known.
         """
-        changes: Changes = getattr(self._gguf_module(), "GGUF_CHANGES", NO_CHANGES)
+        changes: Changes = getattr(self._module(), "GGUF_CHANGES", NO_CHANGES)
         return changes
 
     @property
@@ -89,7 +120,7 @@ class Host:
         Raises:
             UnsupportedArchitectureError: No GGUF form of the family is known.
         """
-        patterns: Mapping[str, str] = self._gguf_module().GGUF_NAMES
+        patterns: Mapping[str, str] = self._module().GGUF_NAMES
         return patterns
 
     def gguf_place(self, path: str) -> Stored:
@@ -126,7 +157,7 @@ class Host:
         """Return what transformers calls a linear layer."""
         return path if path == _HEAD or not self.config.causal else f"model.{path}"
 
-    def _gguf_module(self) -> ModuleType:
+    def _module(self) -> ModuleType:
         name = {"mistral": "llama"}.get(self.config.architecture, self.config.architecture)
         return lookup.load(
             "hyprstream.models.arch",

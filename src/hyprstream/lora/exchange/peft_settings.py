@@ -82,6 +82,10 @@ class PeftSettings:
         """Return what the product of a module is multiplied with."""
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
+    def alpha_for(self, scale: float, rank: int) -> float:
+        """Return the alpha with which a module of that rank has that scale."""
+        return scale * (math.sqrt(rank) if self.use_rslora else rank)
+
 
 def parse(values: Mapping[str, object], origin: object) -> PeftSettings:
     """Read the settings of an adapter.

@@ -6,7 +6,7 @@ comes out of a pickle.
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from hyprstream.errors import InvalidAdapterError, UnsupportedError
 from hyprstream.lora.exchange.coverage import Coverage, Imported
 from hyprstream.lora.exchange.host import Host
+from hyprstream.lora.exchange.joined import join
 from hyprstream.lora.exchange.outgoing import Outgoing
 from hyprstream.lora.exchange.pairs import Pair, weights_of
 from hyprstream.lora.exchange.peft_settings import PeftSettings
@@ -50,16 +51,54 @@ def read_state(
     """
     modules = _modules(checkpoint, host, origin)
     names = [module.name for module in modules]
-    places = {name: _path(name, host) for name in names}
+    joined = host.joined
+    known = {*host.linears, *joined}
+    places = {name: _path(name, known) for name in names}
     wrapper = _wrapper(names, host)
-    wanted = settings.targets.among([*names, *(_hf(wrapper, path) for path in host.linears)])
+    wanted = settings.targets.among([*names, *(_hf(wrapper, path) for path in known)])
+    placed = [(places[m.name], m) for m in modules if m.name in wanted]
+    pairs, alphas = _pairs([(p, m) for p, m in placed if p is not None], settings, origin)
+    whole = join(pairs, host, origin)
+    # Of a model that was taken apart, a file holds the parts and not what they are joined to.
+    is_apart = not joined.keys().isdisjoint(pairs)
+    others = {rows.layer for rows in joined.values()} if is_apart else joined.keys()
+    coverage = Coverage(
+        modules=tuple(pair.report(path) for path, pair in whole.items()),
+        missing=tuple(
+            path
+            for path in (*host.linears, *joined)
+            if path not in others and _hf(wrapper, path) in wanted and path not in pairs
+        ),
+        unexpected=tuple(n for n in names if places[n] is None or n not in wanted),
+        ignored=settings.ignored,
+    )
+    coverage.check(origin)
+    alpha_of = {p: alphas.get(p) or settings.alpha_for(q.scale, q.rank) for p, q in whole.items()}
+    spec = LoraSpec(
+        rank=settings.rank,
+        alpha=settings.alpha,
+        use_rslora=settings.use_rslora,
+        dropout=settings.dropout,
+        targets=short_targets(list(whole), list(host.linears)),
+        rank_pattern={p: pair.rank for p, pair in whole.items() if pair.rank != settings.rank},
+        alpha_pattern={p: alpha for p, alpha in alpha_of.items() if alpha != settings.alpha},
+    )
+    return Imported(weights=weights_of(whole, host.linears), spec=spec, coverage=coverage)
+
+
+def _pairs(
+    placed: Sequence[tuple[str, _Module]], settings: PeftSettings, origin: object
+) -> tuple[dict[str, Pair], dict[str, float]]:
+    """Make pairs of modules by path, and tell the alpha of each.
+
+    Raises:
+        InvalidAdapterError: A path comes twice, or a rank is not that of the settings.
+    """
+    names = [module.name for _, module in placed]
     ranks = pattern_values(settings.rank_pattern, names, settings.rank)
     alphas = pattern_values(settings.alpha_pattern, names, settings.alpha)
     pairs: dict[str, Pair] = {}
-    for module in modules:
-        path = places[module.name]
-        if path is None or module.name not in wanted:
-            continue
+    for path, module in placed:
         if path in pairs:
             raise _contradiction(origin, f"holds {path} twice")
         rank = ranks[module.name]
@@ -69,27 +108,7 @@ def read_state(
                 origin, f"holds {module.name} of rank {pair.rank}, its settings say {rank}"
             )
         pairs[path] = pair
-    pairs = {path: pairs[path] for path in host.linears if path in pairs}
-    coverage = Coverage(
-        modules=tuple(pair.report(path) for path, pair in pairs.items()),
-        missing=tuple(
-            path for path in host.linears if _hf(wrapper, path) in wanted and path not in pairs
-        ),
-        unexpected=tuple(n for n in names if places[n] is None or n not in wanted),
-        ignored=settings.ignored,
-    )
-    coverage.check(origin)
-    by_path = {path: name for name, path in places.items() if path in pairs}
-    spec = LoraSpec(
-        rank=settings.rank,
-        alpha=settings.alpha,
-        use_rslora=settings.use_rslora,
-        dropout=settings.dropout,
-        targets=short_targets(list(pairs), list(host.linears)),
-        rank_pattern={p: ranks[n] for p, n in by_path.items() if ranks[n] != settings.rank},
-        alpha_pattern={p: alphas[n] for p, n in by_path.items() if alphas[n] != settings.alpha},
-    )
-    return Imported(weights=weights_of(pairs, host.linears), spec=spec, coverage=coverage)
+    return pairs, {path: alphas[module.name] for path, module in placed}
 
 
 def short_targets(paths: Sequence[str], linears: Sequence[str]) -> tuple[str, ...]:
@@ -197,22 +216,23 @@ def _is_copy(checkpoint: Checkpoint, full_name: str, host: Host) -> bool:
     return path is not None and host.is_own(path, checkpoint.tensor(full_name))
 
 
-def _path(name: str, host: Host) -> str | None:
-    """Return the layer that a module of the base model is here; None if there is none."""
+def _path(name: str, known: Collection[str]) -> str | None:
+    """Return which of the known paths a module of the base model is; None if it is none."""
     for wrapper in ("", *_WRAPPERS):
         path = name.removeprefix(wrapper)
-        if path in host.linears and (not wrapper or path != name):
+        if path in known and (not wrapper or path != name):
             return path
     return None
 
 
 def _wrapper(names: Sequence[str], host: Host) -> str:
     """Return what the file's base model has before our paths."""
+    known = {*host.linears, *host.joined}
     for name in names:
-        path = _path(name, host)
+        path = _path(name, known)
         if path is not None and path != name:
             return name.removesuffix(path)
-    is_bare = any(name in host.linears and name != "lm_head" for name in names)
+    is_bare = any(name in known and name != "lm_head" for name in names)
     return "" if is_bare or not host.config.causal else "model."
 
 

@@ -104,8 +104,9 @@ def write(place: Path, outgoing: Outgoing) -> None:
 def _alpha(file: GgufFile, path: Path) -> float:
     metadata = file.metadata
     if metadata.get("general.type") != "adapter":
+        kind = str(metadata.get("general.type", "model"))  # old files of models say nothing
         raise InvalidAdapterError(
-            f"{path} is a GGUF file of type {str(metadata.get('general.type'))[:80]!r}, no adapter",
+            f"{path} is a GGUF file of type {kind[:80]!r}, no adapter",
             hint="Name a file that convert_lora_to_gguf.py made.",
         )
     if metadata.get("adapter.type") != "lora":

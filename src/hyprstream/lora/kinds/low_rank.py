@@ -81,6 +81,11 @@ class LowRank:
         masks = [mask.indices.nbytes for mask in (self.a_mask, self.b_mask) if mask is not None]
         return self.a.nbytes + self.b.nbytes + sum(masks)
 
+    @property
+    def shared(self) -> tuple[()]:
+        """Nothing."""
+        return ()
+
     def tensors(self) -> dict[str, Tensor]:
         """Name both matrices."""
         return {"a": self.a, "b": self.b}

@@ -20,7 +20,7 @@ from hyprstream.lora.csr import (
     matrix_bytes,
     sparse_product,
 )
-from hyprstream.lora.delta import BankLimits, Delta, Start, Target
+from hyprstream.lora.delta import BankLimits, Delta, Start, Target, check_finite
 from hyprstream.lora.leaf import Leaf, Regrowth
 from hyprstream.lora.mask import Mask, choose, seeded
 from hyprstream.lora.ops import storage_dtype
@@ -74,6 +74,11 @@ class Sparse:
     def size_bytes(self) -> int:
         """Bytes on the host."""
         return self.values.nbytes + self.mask.indices.nbytes
+
+    @property
+    def shared(self) -> tuple[()]:
+        """Nothing."""
+        return ()
 
     def tensors(self) -> dict[str, Tensor]:
         """Name D as a whole matrix, made anew by each call."""
@@ -244,12 +249,7 @@ class SparseSlots:
         for path, delta in deltas.items():
             assert isinstance(delta, Sparse)
             needed += self._needed(delta)
-            if not torch.isfinite(delta.values.to(self._dtype)).all():
-                name = str(self._dtype).removeprefix("torch.")
-                raise IncompatibleAdapterError(
-                    f"the adapter's values at {path} are too large for {name}",
-                    hint="Load the model with dtype bfloat16 or float32.",
-                )
+            check_finite(path, [delta.values], self._dtype)
         if needed > room:
             raise IncompatibleAdapterError(
                 f"the sparse adapter takes {needed} bytes, slots have room for {room}",

@@ -74,6 +74,11 @@ class Tiny:
         """Bytes on the host that are its own; the basis is shared."""
         return self.core.nbytes + (0 if self.mask is None else self.mask.indices.nbytes)
 
+    @property
+    def shared(self) -> tuple[Basis]:
+        """The basis."""
+        return (self.basis,)
+
     def tensors(self) -> dict[str, Tensor]:
         """Name the core."""
         return {"core": self.core}

@@ -7,6 +7,10 @@ A decoder's file has
     build(config, weights) -> Decoder         composes the parts of models/layers.py
     GGUF_NAMES                                our paths -> names in a GGUF file
 
+and, where layers compute at once what others compute apart,
+
+    JOINED, joined_rows(config)                end of a path -> its parts; their outputs
+
 and, where the formats store weights differently from how they are used, HF_CHANGES or
 GGUF_CHANGES: path suffix -> change applied while loading. In SafeTensors files names are
 our paths behind a prefix.

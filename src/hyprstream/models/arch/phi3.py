@@ -20,6 +20,24 @@ GGUF_NAMES = {
     "layers.{}.mlp.gate_up_proj": "blk.{}.ffn_up",
 }
 
+# Projections that are one here and, in models that took this one apart, are several.
+JOINED = {
+    "self_attn.qkv_proj": ("q_proj", "k_proj", "v_proj"),
+    "mlp.gate_up_proj": ("gate_proj", "up_proj"),
+}
+
+
+def joined_rows(config: ModelConfig) -> Mapping[str, int]:
+    """Return how many outputs each projection has within the one that joins it."""
+    keys = config.num_kv_heads * config.head_width
+    return {
+        "q_proj": config.num_heads * config.head_width,
+        "k_proj": keys,
+        "v_proj": keys,
+        "gate_proj": config.mlp_width,
+        "up_proj": config.mlp_width,
+    }
+
 
 def parse(hf: Mapping[str, Any]) -> ModelConfig:
     """Read `config.json`."""

@@ -1,4 +1,4 @@
-"""A SafeTensors folder with an adapter fused in, from a SafeTensors folder."""
+"""A SafeTensors folder with an adapter fused in, from a SafeTensors folder or a GGUF file."""
 
 import json
 import shutil
@@ -11,6 +11,8 @@ from torch import Tensor
 from hyprstream.errors import UnsupportedError
 from hyprstream.lora.exchange.host import Host
 from hyprstream.lora.exchange.safetensors_file import Part, write_safetensors
+from hyprstream.lora.fused.hf_model import parts_of, settings_of
+from hyprstream.lora.fused.hf_vocabulary import write_vocabulary
 from hyprstream.lora.fused.sums import (
     Change,
     changes_of,
@@ -21,7 +23,7 @@ from hyprstream.lora.fused.sums import (
     target_dtype,
 )
 from hyprstream.lora.weights import LoraWeights
-from hyprstream.models.checkpoint import Checkpoint
+from hyprstream.models.checkpoint import Checkpoint, GgufFile
 from hyprstream.models.checkpoint.safetensors import SINGLE_NAME
 from hyprstream.models.load import OpenModel, read_json
 from hyprstream.models.weights import hf_names
@@ -38,23 +40,21 @@ _LEFT_OUT = ("config.json", "*.index.json", "adapter_config.json", ".*")
 def write(
     place: Path,
     model: OpenModel,
-    host: Host,  # noqa: ARG001 - formats have one signature
+    host: Host,
     weights: LoraWeights,
     dtype: torch.dtype | None,
 ) -> None:
     """Fill an empty folder.
 
     Raises:
-        UnsupportedError: The base model is a GGUF file, or the result is larger than one file
-            may be.
+        UnsupportedError: The result is larger than one file may be, or the base model is a
+            GGUF file of a family that has no such form here.
         IncompatibleAdapterError: The adapter is for another model.
         InvalidAdapterError: A sum does not fit into the dtype.
     """
     if model.folder is None:
-        raise UnsupportedError(
-            f"{model.path} is a GGUF file, which is not turned into a SafeTensors folder",
-            hint="Write a GGUF file, or fuse into the model's SafeTensors folder.",
-        )
+        _write_from_gguf(place, model, host, weights, dtype)
+        return
     changes = changes_of(model, weights, hf_names, {})
     parts = {name: _part(model, name, changes, dtype) for name in model.checkpoint.names()}
     settings: dict[str, object] = {}
@@ -62,19 +62,46 @@ def write(
         # Tied so far: from here on the head is a table of its own.
         parts[_HEAD] = _head(model, weights, dtype)
         settings["tie_word_embeddings"] = False
+    _check_size(parts)
+    if dtype is not None:
+        settings |= _dtype_settings(dtype)
+    _copy_files(model.folder, place)
+    config = read_json(model.folder / "config.json")
+    assert config is not None, "the model was opened with it"
+    _write_config(place, _with(config, settings))
+    write_safetensors(place / SINGLE_NAME, parts)
+
+
+def _write_from_gguf(
+    place: Path, model: OpenModel, host: Host, weights: LoraWeights, dtype: torch.dtype | None
+) -> None:
+    assert isinstance(model.checkpoint, GgufFile)
+    settings = settings_of(model.config, tied=host.is_tied and "lm_head" not in weights.modules)
+    parts = parts_of(model, host, weights, dtype)
+    _check_size(parts)
+    metadata, context = dict(model.checkpoint.metadata), model.config.context_length
+    settings |= write_vocabulary(place, metadata, context)
+    table = parts[f"model.{_TABLE}"]
+    _write_config(place, {**settings, **_dtype_settings(table.dtype)})
+    write_safetensors(place / SINGLE_NAME, parts)
+
+
+def _check_size(parts: Mapping[str, Part]) -> None:
     size_bytes = sum(part.size_bytes for part in parts.values())
     if size_bytes > _MAX_BYTES:
         raise UnsupportedError(
             f"the fused model takes {size_bytes} bytes, files are written up to {_MAX_BYTES}",
             hint="Write it in bfloat16 or float16, or as a GGUF file.",
         )
-    if dtype is not None:
-        settings["dtype"] = settings["torch_dtype"] = str(dtype).removeprefix("torch.")
-    _copy_files(model.folder, place)
-    config = read_json(model.folder / "config.json")
-    assert config is not None, "the model was opened with it"
-    (place / "config.json").write_text(json.dumps(_with(config, settings), indent=2), "utf-8")
-    write_safetensors(place / SINGLE_NAME, parts)
+
+
+def _dtype_settings(dtype: torch.dtype) -> dict[str, object]:
+    name = str(dtype).removeprefix("torch.")
+    return {"dtype": name, "torch_dtype": name}
+
+
+def _write_config(place: Path, config: Mapping[str, object]) -> None:
+    (place / "config.json").write_text(json.dumps(config, indent=2), "utf-8")
 
 
 def _part(
