@@ -1,5 +1,6 @@
 """Whatever happens to a cache, and wherever a process dies, what is found is whole."""
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -111,7 +112,7 @@ def test_a_kill_at_any_file_operation_leaves_whole_models_only(tmp_path: Path, a
         capture_output=True,
         text=True,
         check=False,
-        env={"PYTHONPATH": str(script.parents[2])},
+        env={"PYTHONPATH": os.pathsep.join([str(script.parents[2]), *sys.path])},
     )
     assert result.returncode == 0, result.stderr
     num_kills, num_old, num_none, num_new = map(int, result.stdout.split())

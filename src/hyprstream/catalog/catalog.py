@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Protocol, cast, runtime_checkable
 
 from hyprstream import lookup
-from hyprstream.catalog.cache import CachedModel, Damage, ModelCache
+from hyprstream.catalog.cache import ModelCache
 from hyprstream.catalog.card import ModelCard, Progress, SilentProgress
+from hyprstream.catalog.records import CachedModel, Damage
 from hyprstream.catalog.staging import Staging
 from hyprstream.errors import InvalidReferenceError, ModelNotFoundError, UnsupportedRegistryError
 from hyprstream.refs import ModelRef

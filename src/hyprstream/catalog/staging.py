@@ -4,14 +4,16 @@ A `Staging` belongs to whoever holds the lock of its model, and to one thread.
 """
 
 import hashlib
+import itertools
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from hyprstream.catalog.card import FileEntry
 from hyprstream.errors import ChecksumMismatchError, StorageFullError
-from hyprstream.files import storage
+from hyprstream.files import link, sha256_of, storage
 from hyprstream.refs import ModelRef
 
 
@@ -23,15 +25,33 @@ class Staging:
         folder: Room for whatever else a registry needs on the way; removed with the staging.
     """
 
-    def __init__(self, ref: ModelRef, folder: Path) -> None:
+    def __init__(
+        self, ref: ModelRef, folder: Path, *, known: Callable[[str], Path] | None = None
+    ) -> None:
+        """Begin with no files.
+
+        Args:
+            ref: What is being fetched.
+            folder: Where to put it.
+            known: Where content of a given SHA-256 lies, if it is there and sound.
+        """
         self.ref = ref
         self.folder = folder
         self._files: dict[FileEntry, Path] = {}
+        self._known = known
+        self._sound: dict[str, Path] = {}
+        self._reused: set[FileEntry] = set()
+        self._numbers = itertools.count()
 
     @property
     def files(self) -> tuple[FileEntry, ...]:
         """What has been written so far."""
         return tuple(self._files)
+
+    @property
+    def fetched_bytes(self) -> int:
+        """How much of it was not here already."""
+        return sum(entry.size_bytes for entry in self._files if entry not in self._reused)
 
     def content(self, entry: FileEntry) -> Path:
         """Where the bytes of a written file lie; its name there means nothing."""
@@ -50,6 +70,49 @@ class Staging:
                 hint="Free some space, or keep the model cache on another disk.",
             )
 
+    def trust(self, sha256: str, file: Path) -> None:
+        """Name a file of which is known that it has this content."""
+        self._sound[sha256] = file
+
+    def holds(self, sha256: str) -> bool:
+        """Find out whether content is on this disk already, reading it unless it is trusted."""
+        if sha256 not in self._sound and self._known is not None:
+            file = self._known(sha256)
+            with storage(self.folder), suppress(FileNotFoundError):  # collected a moment ago
+                if sha256_of(file) == sha256:
+                    self._sound[sha256] = file
+        return sha256 in self._sound
+
+    def reuse(self, name: str, *, size_bytes: int, sha256: str) -> bool:
+        """Take one file from this disk if its content is here, such as that of another revision.
+
+        Args:
+            name: Its name within the model.
+            size_bytes: Its length, as promised with the hash.
+            sha256: Its hash.
+
+        Returns:
+            Whether it is now written; if not, it has to be fetched.
+
+        Raises:
+            InvalidReferenceError: The cache does not admit the name.
+        """
+        entry = FileEntry(name=name, size_bytes=size_bytes, sha256=sha256)
+        if not self.holds(sha256):
+            return False
+        file = self._new_part()
+        with storage(self.folder):
+            try:
+                link(self._sound[sha256], file)
+            except FileNotFoundError:  # collected a moment ago
+                del self._sound[sha256]
+                return False
+            if file.stat().st_size != size_bytes:  # a promise that cannot be kept
+                return False
+        self._files[entry] = file
+        self._reused.add(entry)
+        return True
+
     def write(
         self, name: str, chunks: Iterable[bytes], *, size_bytes: int, sha256: str | None
     ) -> None:
@@ -66,7 +129,7 @@ class Staging:
             InvalidReferenceError: The cache does not admit the name.
             StorageFullError: The disk is full.
         """
-        file = self.folder / f"{len(self._files)}.part"
+        file = self._new_part()
         digest, num_bytes = hashlib.sha256(), 0
         with storage(self.folder), file.open("wb") as stream:
             for chunk in chunks:
@@ -92,3 +155,7 @@ class Staging:
             )
         entry = FileEntry(name=name, size_bytes=size_bytes, sha256=digest.hexdigest())
         self._files[entry] = file
+
+    def _new_part(self) -> Path:
+        """Name a file that is not there: what was there may be shared with a model."""
+        return self.folder / f"{next(self._numbers)}.part"
