@@ -22,7 +22,7 @@ from hyprstream.catalog.card import (
     holds_weights,
 )
 from hyprstream.catalog.records import CachedModel, CacheStatus, Damage, Leftover
-from hyprstream.catalog.shelf import Shelf, key_of
+from hyprstream.catalog.shelf import Shelf, absent, key_of
 from hyprstream.catalog.staging import Staging
 from hyprstream.catalog.usage import measure
 from hyprstream.errors import CacheBusyError, ModelNotFoundError
@@ -84,7 +84,7 @@ class ModelCache:
                     if file.parent == folder and (ref.revision is None or file == wanted)
                 ]
                 if not files:
-                    raise _absent(ref)
+                    raise absent(ref)
             return [known for file in files if (known := self.shelf.ref(file))]
 
     @contextmanager
@@ -157,7 +157,7 @@ class ModelCache:
         folder = shelf.newest_file(ref).parent
         files = [shelf.manifest_file(ref)] if ref.revision else sorted(folder.glob("*.json"))
         if not any(file.exists() for file in files):
-            raise _absent(ref)
+            raise absent(ref)
         model_lock = lock(shelf.lock_file(key_of(ref)), str(ref), None)
         with model_lock, self._locked(), storage(shelf.root):
             if ref.revision in (None, shelf.newest(ref)):
@@ -214,8 +214,8 @@ class ModelCache:
             CorruptManifestError: What should be in it cannot be known.
         """
         pinned = self.shelf.resolve(ref)
-        if pinned is None or not self.shelf.manifest_file(pinned).exists():
-            raise _absent(ref)
+        if pinned is None:
+            raise absent(ref)
         with storage(self.shelf.root):
             return checks.verify(self.shelf, pinned, progress or SilentProgress())
 
@@ -275,10 +275,3 @@ class ModelCache:
 
     def _locked(self) -> AbstractContextManager[None]:
         return lock(self.shelf.lock_file("cache"), "the model cache", SilentProgress())
-
-
-def _absent(ref: ModelRef) -> ModelNotFoundError:
-    return ModelNotFoundError(
-        f"{ref} is not in the model cache",
-        hint=f"Fetch it with `hyprstream model pull {ref}`, or see `hyprstream model list`.",
-    )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from hyprstream.catalog.card import FileEntry, Progress, holds_weights
 from hyprstream.catalog.records import Damage
-from hyprstream.catalog.shelf import Shelf
+from hyprstream.catalog.shelf import Shelf, absent
 from hyprstream.errors import CorruptManifestError
 from hyprstream.files import CHUNK_BYTES
 from hyprstream.refs import ModelRef
@@ -19,20 +19,20 @@ def verify(shelf: Shelf, ref: ModelRef, progress: Progress) -> list[Damage]:
     A model that is fetched again meanwhile is looked at again.
 
     Raises:
-        FileNotFoundError: It is not in the cache, or not for long enough.
+        ModelNotFoundError: It is not in the cache, or not for long enough.
         CorruptManifestError: What should be in it cannot be known.
     """
     file = shelf.manifest_file(ref)
     for _ in range(_MAX_ATTEMPTS):
-        before = file.stat()
         try:
+            before = file.stat()
             damages = _compare(shelf, ref, progress)
+            after = file.stat()
         except FileNotFoundError:
             continue
-        after = file.stat()
         if (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns):
             return damages
-    raise FileNotFoundError(file)
+    raise absent(ref)
 
 
 def problem(entry: FileEntry, file: Path | None, progress: Progress) -> str:

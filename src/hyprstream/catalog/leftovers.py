@@ -53,7 +53,10 @@ def abandoned(shelf: Shelf) -> Iterator[Leftover]:
     for folder in sorted(shelf.root.glob("temp/*")):
         if not is_locked(shelf.lock_file(folder.name)):
             yield Leftover(
-                kind="abandoned fetch", name=folder.name, path=folder, size_bytes=_alone(folder)
+                kind="abandoned fetch",
+                name=folder.name,
+                path=folder,
+                size_bytes=_alone(folder),
             )
 
 
@@ -63,15 +66,19 @@ def unused_folders(shelf: Shelf) -> Iterator[Leftover]:
         scheme, name, revision = view.parts[-3:]
         if not inside(shelf.root, "manifests", scheme, name, f"{revision}.json").exists():
             yield Leftover(
-                kind="unused folder", name="/".join(view.parts[-3:]), path=view,
+                kind="unused folder",
+                name="/".join(view.parts[-3:]),
+                path=view,
                 size_bytes=_alone(view),
-            )  # fmt: skip
+            )
     for file in sorted(shelf.root.glob("manifests/*/*/*.described")):
         if not file.with_name(f"{file.name.removesuffix('.described')}.json").exists():
             yield Leftover(
-                kind="unused folder", name="/".join(file.parts[-3:]), path=file,
+                kind="unused folder",
+                name="/".join(file.parts[-3:]),
+                path=file,
                 size_bytes=size_of(file),
-            )  # fmt: skip
+            )
 
 
 def unused_content(shelf: Shelf) -> Iterator[Leftover]:
@@ -85,7 +92,10 @@ def unused_content(shelf: Shelf) -> Iterator[Leftover]:
     for blob in sorted(shelf.root.glob("blobs/sha256/*")):
         if blob.name not in used:
             yield Leftover(
-                kind="unused content", name=blob.name, path=blob, size_bytes=size_of(blob)
+                kind="unused content",
+                name=blob.name,
+                path=blob,
+                size_bytes=size_of(blob),
             )
 
 
@@ -147,7 +157,7 @@ def as_leftovers(
                 name=str(model.card.ref),
                 path=shelf.view(model.card.ref),
                 size_bytes=sum(sizes[sha256] for sha256 in alone),
-            )  # fmt: skip
+            )
         )
     return leftovers
 
@@ -155,9 +165,11 @@ def as_leftovers(
 def _quarantined(shelf: Shelf) -> Iterator[Leftover]:
     for folder in sorted(shelf.root.glob("quarantine/*/*")):
         yield Leftover(
-            kind="quarantined file", name="/".join(folder.parts[-2:]), path=folder,
+            kind="quarantined file",
+            name="/".join(folder.parts[-2:]),
+            path=folder,
             size_bytes=_alone(folder),
-        )  # fmt: skip
+        )
 
 
 def _alone(folder: Path) -> int:

@@ -1,8 +1,7 @@
-"""Mends a damaged model: what is sound stays, what the disk still has is linked again, and only
-the rest is fetched.
-"""
+"""Mends a damaged model: sound files stay, and only what this disk has not is fetched again."""
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from hyprstream.catalog import checks
@@ -57,10 +56,8 @@ def _mend(
 ) -> None:
     ref, shelf = staging.ref, cache.shelf
     card: ModelCard | None = None
-    try:
+    with suppress(CorruptManifestError):  # what it was is then for its registry to say
         card = shelf.card(shelf.manifest_file(ref))
-    except CorruptManifestError:
-        pass  # what it was is what its registry says
     if card is not None:
         if shelf.description_file(ref).exists():
             raise UnsupportedError(

@@ -14,6 +14,7 @@ works on a read-only disk.
 
 import logging
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +23,7 @@ from urllib.parse import quote, unquote
 from hyprstream.catalog import manifest
 from hyprstream.catalog.card import ModelCard
 from hyprstream.catalog.records import CachedModel, State
-from hyprstream.errors import CorruptManifestError, InvalidReferenceError
+from hyprstream.errors import CorruptManifestError, InvalidReferenceError, ModelNotFoundError
 from hyprstream.files import inside
 from hyprstream.refs import ModelRef
 
@@ -92,9 +93,10 @@ class Shelf:
         """List the hashes of what a model has on the disk, as far as names and lengths tell."""
         view = self.view(card.ref)
         for entry in card.files:
-            file = inside(view, entry.name)
-            if file.is_file() and file.stat().st_size == entry.size_bytes:
-                yield entry.sha256
+            with suppress(FileNotFoundError, InvalidReferenceError):  # a link leads out of it
+                file = inside(view, entry.name)
+                if file.is_file() and file.stat().st_size == entry.size_bytes:
+                    yield entry.sha256
 
     def description(self, ref: ModelRef) -> bytes | None:
         """Read what was written down of a model when its weights were removed."""
@@ -157,3 +159,11 @@ def key_of(ref: ModelRef) -> str:
 
 def _escape(text: str) -> str:
     return quote(text, safe="+")
+
+
+def absent(ref: ModelRef) -> ModelNotFoundError:
+    """Say that a model is not in the cache."""
+    return ModelNotFoundError(
+        f"{ref} is not in the model cache",
+        hint=f"Fetch it with `hyprstream model pull {ref}`, or see `hyprstream model list`.",
+    )

@@ -21,10 +21,10 @@ def measure(shelf: Shelf, models: Sequence[CachedModel]) -> CacheStatus:
     sizes = {blob.name: size_of(blob) for blob in shelf.root.glob("blobs/sha256/*")}
     contents = [wanted(shelf, model) & sizes.keys() for model in models]
     owners = Counter(sha256 for content in contents for sha256 in content)
-    unused = {sha256: 0 for sha256 in sizes} | owners
+    num_owners = dict.fromkeys(sizes, 0) | owners
 
-    def total(num_owners: int) -> int:
-        return sum(sizes[sha256] for sha256, count in unused.items() if count == num_owners)
+    def total(count: int) -> int:
+        return sum(sizes[sha256] for sha256, owned in num_owners.items() if owned == count)
 
     unique_bytes, unused_bytes = total(1), total(0)
     return CacheStatus(
