@@ -6,12 +6,14 @@ The functions that remove are called by whoever holds the cache's lock.
 import shutil
 import stat
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from hyprstream.catalog.records import CachedModel, Leftover
 from hyprstream.catalog.shelf import Shelf
 from hyprstream.errors import CacheBusyError
 from hyprstream.files import inside, is_locked, lock
+from hyprstream.refs import ModelRef
 
 
 def collect(shelf: Shelf) -> int:
@@ -123,9 +125,9 @@ def old_revisions(shelf: Shelf, models: Iterable[CachedModel]) -> list[CachedMod
     Newest is what a reference without a revision means or, if there is no such, what was
     fetched last.
     """
-    families: dict[tuple[str, str], list[CachedModel]] = {}
+    families: dict[ModelRef, list[CachedModel]] = {}
     for model in models:
-        families.setdefault((model.card.ref.scheme, model.card.ref.name), []).append(model)
+        families.setdefault(replace(model.card.ref, revision=None), []).append(model)
     old = []
     for family in families.values():
         named = shelf.newest(family[0].card.ref)

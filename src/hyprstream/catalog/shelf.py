@@ -8,10 +8,11 @@
     quarantine/<scheme>+<name>/<revision>/...   files that lay in a model and are not of it
     locks/  temp/                            one lock per model and one for the whole; staging
 
-A slash in a name or revision is written %2F, so every model has a folder of its own. Looking
-works on a read-only disk.
+A slash in a name or revision is written %2F and a tag follows after %3A, so every model has a
+folder of its own. Looking works on a read-only disk.
 """
 
+import hashlib
 import logging
 from collections.abc import Iterator
 from contextlib import suppress
@@ -25,10 +26,11 @@ from hyprstream.catalog.card import ModelCard
 from hyprstream.catalog.records import CachedModel, State
 from hyprstream.errors import CorruptManifestError, InvalidReferenceError, ModelNotFoundError
 from hyprstream.files import inside
-from hyprstream.refs import ModelRef
+from hyprstream.refs import URL_SCHEMES, ModelRef
 
 log = logging.getLogger(__name__)
 
+_MAX_FOLDER_NAME = 210  # with a scheme before and ".lock" behind it fits a file name of 255 bytes
 _MAX_DESCRIPTION_BYTES = 4 << 20
 
 
@@ -82,12 +84,22 @@ class Shelf:
         return card
 
     def ref(self, manifest_file: Path) -> ModelRef | None:
-        """Tell from its place which model a manifest describes, whatever it holds."""
-        scheme, name = manifest_file.parts[-3:-1]
+        """Tell which model a manifest describes; from its place, if it cannot be read.
+
+        None if it is gone, or neither says.
+        """
         try:
-            return ModelRef(scheme=scheme, name=unquote(name), revision=unquote(manifest_file.stem))
-        except InvalidReferenceError:
+            return self.card(manifest_file).ref
+        except FileNotFoundError:
             return None
+        except CorruptManifestError:
+            scheme, name = (unquote(part) for part in manifest_file.parts[-3:-1])
+            mark = "#sha256=" if scheme in URL_SCHEMES else "@"
+        with suppress(InvalidReferenceError):
+            ref = ModelRef.parse(f"{scheme}://{name}{mark}{unquote(manifest_file.stem)}")
+            if self.manifest_file(ref) == manifest_file:
+                return ref
+        return None
 
     def present(self, card: ModelCard) -> Iterator[str]:
         """List the hashes of what a model has on the disk, as far as names and lengths tell."""
@@ -125,7 +137,7 @@ class Shelf:
     def view(self, ref: ModelRef) -> Path:
         """Return the folder of a model's files."""
         revision = _escape(ref.revision or "")
-        return inside(self.root, "models", ref.scheme, _escape(ref.name), revision)
+        return inside(self.root, "models", ref.scheme, _folder_name(ref), revision)
 
     def blob(self, sha256: str) -> Path:
         """Where content lies."""
@@ -149,16 +161,24 @@ class Shelf:
         return "metadata only" if self.description_file(card.ref).exists() else "incomplete"
 
     def _beside(self, ref: ModelRef, name: str) -> Path:
-        return inside(self.root, "manifests", ref.scheme, _escape(ref.name), name)
+        return inside(self.root, "manifests", ref.scheme, _folder_name(ref), name)
 
 
 def key_of(ref: ModelRef) -> str:
     """Name a model without its revision, as its lock does."""
-    return f"{ref.scheme}+{_escape(ref.name)}"
+    return f"{ref.scheme}+{_folder_name(ref)}"
 
 
 def _escape(text: str) -> str:
     return quote(text, safe="+")
+
+
+def _folder_name(ref: ModelRef) -> str:
+    """Name the folder of a model; a long name is cut and its hash, after a #, put behind."""
+    escaped = _escape(ref.full_name)
+    if len(escaped) <= _MAX_FOLDER_NAME:
+        return escaped
+    return f"{escaped[:120]}#{hashlib.sha256(escaped.encode()).hexdigest()}"
 
 
 def absent(ref: ModelRef) -> ModelNotFoundError:
