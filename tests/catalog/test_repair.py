@@ -1,5 +1,6 @@
 """Damage of every kind is mended, with no more fetched than is needed."""
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -29,26 +30,23 @@ FILES = {"config.json": b"{}", "model.safetensors": b"weights", "1_Pooling/confi
 class Publisher:
     """A registry that says before a download what each file will hold, if it `promises`."""
 
-    def __init__(self, files: Mapping[str, bytes], folder: Path, *, promises: bool = True) -> None:
+    def __init__(self, files: Mapping[str, bytes], *, promises: bool = True) -> None:
         self.files = files
         self.sent: list[str] = []
-        self._folder = folder
         self._promises = promises
 
     def fetch(self, ref: ModelRef, staging: Staging, _: Progress) -> ModelCard:
         for name, content in self.files.items():
-            source = self._folder / "source"
-            source.write_bytes(content)
-            promise = {"size_bytes": len(content), "sha256": sha256_of(source)}
-            if not (self._promises and staging.reuse(name, **promise)):
+            size_bytes, sha256 = len(content), hashlib.sha256(content).hexdigest()
+            if not (self._promises and staging.reuse(name, size_bytes=size_bytes, sha256=sha256)):
                 self.sent.append(name)
-                staging.write(name, [content], **promise)
+                staging.write(name, [content], size_bytes=size_bytes, sha256=sha256)
         return ModelCard(ref=ref, files=staging.files, entry="", source="a publisher")
 
 
 @pytest.fixture
-def publisher(tmp_path: Path) -> Publisher:
-    return Publisher(FILES, tmp_path)
+def publisher() -> Publisher:
+    return Publisher(FILES)
 
 
 def _overwrite(file: Path, content: bytes) -> None:
@@ -96,9 +94,9 @@ def test_a_missing_name_of_content_that_is_here_needs_no_registry(
     assert contents(file.parent) == FILES
 
 
-def test_a_registry_that_promises_nothing_sends_all(cache: ModelCache, tmp_path: Path):
+def test_a_registry_that_promises_nothing_sends_all(cache: ModelCache):
     _overwrite(put(cache, FILES).path / "config.json", b"[]")
-    publisher = Publisher(FILES, tmp_path, promises=False)
+    publisher = Publisher(FILES, promises=False)
     assert _repair(cache, publisher).fetched_bytes == sum(map(len, FILES.values()))
     assert cache.verify(TINY_1) == []
 
@@ -109,7 +107,7 @@ def test_a_file_that_two_models_share_is_mended_for_both(cache: ModelCache, publ
     _overwrite(other.path / "copy.safetensors", b"WEIGHTS")
     _repair(cache, publisher)
     assert publisher.sent == ["model.safetensors"]
-    silent = Publisher({}, Path("/nowhere"))
+    silent = Publisher({})
     repair(cache, silent.fetch, other.card.ref, SilentProgress())  # from what was just fetched
     assert cache.verify(other.card.ref) == []
     assert (other.path / "copy.safetensors").samefile(

@@ -1,4 +1,4 @@
-"""Whatever is kept, cleaned and mended in any order, no wanted byte is lost and none is miscounted."""
+"""Kept, cleaned and mended in any order, no wanted byte is lost and none is miscounted."""
 
 import hashlib
 import itertools
@@ -102,9 +102,10 @@ class Upkeep(RuleBasedStateMachine):
     @precondition(lambda self: self._models)
     @rule(data=st.data(), foreign=st.booleans(), harm=st.sampled_from(["none", "lose", "flip"]))
     def damage_and_repair(self, data: st.DataObject, foreign: bool, harm: str) -> None:
-        key = data.draw(st.sampled_from(sorted(self._models.keys() - self._stripped) or [None]))
-        if key is None:
+        whole = sorted(self._models.keys() - self._stripped)
+        if not whole:
             return
+        key = data.draw(st.sampled_from(whole))
         name = data.draw(st.sampled_from(sorted(self._models[key])))
         view, files = self._cache.shelf.view(_ref(key)), self._models[key]
         if foreign:

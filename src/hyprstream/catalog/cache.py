@@ -7,6 +7,7 @@ model half put together. Looking takes no lock and works on a read-only disk. PO
 """
 
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,7 @@ from hyprstream.catalog.card import (
     holds_weights,
 )
 from hyprstream.catalog.records import CachedModel, CacheStatus, Damage, Leftover
-from hyprstream.catalog.shelf import Shelf, absent, key_of
+from hyprstream.catalog.shelf import DESCRIBED, Shelf, absent, key_of
 from hyprstream.catalog.staging import Staging
 from hyprstream.catalog.usage import measure
 from hyprstream.errors import CacheBusyError, ModelNotFoundError
@@ -164,6 +165,7 @@ class ModelCache:
                 shelf.newest_file(ref).unlink(missing_ok=True)
             for file in files:
                 file.unlink(missing_ok=True)
+                file.with_suffix(DESCRIBED).unlink(missing_ok=True)
             sync_folder(folder)
             return leftovers.collect(shelf)
 
@@ -182,25 +184,26 @@ class ModelCache:
             CorruptManifestError: What it consists of cannot be known.
             CacheBusyError: It is being fetched right now.
         """
-        freed_bytes = 0
-        for pinned in self.revisions(ref):
-            with storage(self.shelf.root):
-                card = self.shelf.card(self.shelf.manifest_file(pinned))
-            model = self.look(pinned)
-            if model is None or model.state == "metadata only":
-                continue
-            description = describe(model)
-            with self.stage(pinned, None) as staging, self._locked(), storage(self.shelf.root):
-                # From here on what lacks is lacking on purpose.
-                file = self.shelf.description_file(pinned)
-                write_atomic(file, description, scratch=staging.folder)
-                view = self.shelf.view(pinned)
-                for entry in card.files:
-                    if holds_weights(entry.name):
-                        inside(view, entry.name).unlink(missing_ok=True)
-                sync_folder(view)
-                freed_bytes += leftovers.collect(self.shelf)
-        return freed_bytes
+        return sum(self._remove_weights(pinned, describe) for pinned in self.revisions(ref))
+
+    def _remove_weights(self, ref: ModelRef, describe: Callable[[CachedModel], bytes]) -> int:
+        shelf, view = self.shelf, self.shelf.view(ref)
+        with storage(shelf.root):
+            card = shelf.card(shelf.manifest_file(ref))
+            weights = [Path(entry.name) for entry in card.files if holds_weights(entry.name)]
+            files = [inside(view, str(name.parent)) / name.name for name in weights]
+            is_done = shelf.description(ref) is not None and not any(map(os.path.lexists, files))
+            model = shelf.model(shelf.manifest_file(ref))
+        if is_done or model is None:
+            return 0
+        description = describe(model)
+        with self.stage(ref, None) as staging, self._locked(), storage(shelf.root):
+            # From here on what lacks is lacking on purpose.
+            write_atomic(shelf.description_file(ref), description, scratch=staging.folder)
+            for file in files:
+                file.unlink(missing_ok=True)
+            sync_folder(view)
+            return leftovers.collect(shelf)
 
     def verify(self, ref: ModelRef, progress: Progress | None = None) -> list[Damage]:
         """Read and hash every file of a model.

@@ -16,6 +16,7 @@ from hyprstream.catalog.connection import Connection, no_token
 from hyprstream.catalog.offer import Offer, RegistryStatus
 from hyprstream.catalog.records import CachedModel, Damage
 from hyprstream.catalog.staging import Staging
+from hyprstream.catalog.upkeep import Upkeep
 from hyprstream.errors import InvalidReferenceError, ModelNotFoundError, UnsupportedRegistryError
 from hyprstream.refs import ModelRef
 
@@ -90,6 +91,15 @@ class Catalog:
     def schemes(self) -> tuple[str, ...]:
         """The schemes that references may have, sorted."""
         return tuple(sorted({*lookup.names(REGISTRIES), *self._custom}))
+
+    @property
+    def upkeep(self) -> Upkeep:
+        """The care of the cache."""
+        return Upkeep(self._cache, canonical=self._cached, fetch=self._fetch)
+
+    def address(self, scheme: str) -> str:
+        """Say where the settings put a registry of the user's own; "" of any other."""
+        return self._custom.get(scheme, {}).get("url", "")
 
     def search(self, scheme: str, text: str, *, limit: int) -> tuple[Offer, ...]:
         """Look in a registry for models by words.
@@ -201,6 +211,10 @@ class Catalog:
     def list(self) -> tuple[CachedModel, ...]:
         """List the models in the cache, by reference."""
         return tuple(self._cache.models())
+
+    def _fetch(self, ref: ModelRef, staging: Staging, progress: Progress) -> ModelCard:
+        self._connection.require_network(f"fetching {ref}")
+        return self._registry(ref).fetch(ref, staging, progress)
 
     def _here(self, registry: Registry, ref: ModelRef, *, cached: bool = True) -> Path | None:
         path = registry.locate(ref)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hyprstream.catalog.records import CachedModel, Leftover
-from hyprstream.catalog.shelf import Shelf
+from hyprstream.catalog.shelf import DESCRIBED, Shelf
 from hyprstream.errors import CacheBusyError
 from hyprstream.files import inside, is_locked, lock
 from hyprstream.refs import ModelRef
@@ -73,8 +73,8 @@ def unused_folders(shelf: Shelf) -> Iterator[Leftover]:
                 path=view,
                 size_bytes=_alone(view),
             )
-    for file in sorted(shelf.root.glob("manifests/*/*/*.described")):
-        if not file.with_name(f"{file.name.removesuffix('.described')}.json").exists():
+    for file in sorted(shelf.root.glob(f"manifests/*/*/*{DESCRIBED}")):
+        if not file.with_suffix(".json").exists():
             yield Leftover(
                 kind="unused folder",
                 name="/".join(file.parts[-3:]),

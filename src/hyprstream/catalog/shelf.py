@@ -30,6 +30,7 @@ from hyprstream.refs import URL_SCHEMES, ModelRef
 
 log = logging.getLogger(__name__)
 
+DESCRIBED = ".described"
 _MAX_FOLDER_NAME = 210  # with a scheme before and ".lock" behind it fits a file name of 255 bytes
 _MAX_DESCRIPTION_BYTES = 4 << 20
 
@@ -128,7 +129,7 @@ class Shelf:
 
     def description_file(self, ref: ModelRef) -> Path:
         """Where the description of a model without weights lies."""
-        return self._beside(ref, f"{_escape(ref.revision or '')}.described")
+        return self._beside(ref, f"{_escape(ref.revision or '')}{DESCRIBED}")
 
     def newest_file(self, ref: ModelRef) -> Path:
         """Where the newest revision of a model is named."""
