@@ -13,7 +13,7 @@ from typing_extensions import override
 from hyprstream.catalog.asking import ask_all
 from hyprstream.catalog.cache import ModelCache
 from hyprstream.catalog.catalog import Catalog
-from hyprstream.catalog.many import registries, search
+from hyprstream.catalog.many import registry_statuses, search_models
 from hyprstream.catalog.offer import Offer, RegistryStatus
 from hyprstream.errors import (
     HyprstreamError,
@@ -78,7 +78,7 @@ def test_one_that_fails_is_slow_or_has_a_bug_does_not_spoil_the_rest(released: t
     unsearchable = UnsupportedError("cannot be searched")
     catalog = Several({"a": lambda: 2, "b": unreachable, "c": wait, "d": _break, "e": unsearchable})
     begun = time.monotonic()
-    found = search(catalog, "x", limit_s=0.5)
+    found = search_models(catalog, "x", limit_s=0.5)
     assert time.monotonic() - begun < 20
     assert _names(found.offers) == ["a://x0", "a://x1"]
     said = {failure.scheme: str(failure.error) for failure in found.failures}
@@ -87,7 +87,7 @@ def test_one_that_fails_is_slow_or_has_a_bug_does_not_spoil_the_rest(released: t
         "c": "c did not answer within 0.5 seconds",
         "d": "d failed: ZeroDivisionError: of nothing",
     }
-    states = {status.scheme: status for status in registries(catalog, limit_s=0.5)}
+    states = {status.scheme: status for status in registry_statuses(catalog, limit_s=0.5)}
     assert {scheme: status.state for scheme, status in states.items()} == {
         "a": "ready",
         **dict.fromkeys("bcde", "unreachable"),
@@ -98,11 +98,11 @@ def test_one_that_fails_is_slow_or_has_a_bug_does_not_spoil_the_rest(released: t
 def test_the_only_registry_that_is_asked_says_itself_what_is_wrong():
     catalog = Several({"a": UnsupportedError("cannot be searched"), "b": lambda: 1})
     with pytest.raises(UnsupportedError, match="cannot be searched"):
-        search(catalog, "x", registry="a")
-    assert _names(search(catalog, "x", registry="b").offers) == ["b://x0"]
+        search_models(catalog, "x", registry="a")
+    assert _names(search_models(catalog, "x", registry="b").offers) == ["b://x0"]
     real = Catalog(ModelCache(Path("/nowhere")), environ={})
     with pytest.raises(UnsupportedRegistryError, match="'acme'"):
-        search(real, "x", registry="acme")
+        search_models(real, "x", registry="acme")
 
 
 @given(
@@ -113,7 +113,7 @@ def test_registries_share_the_room_and_none_has_two_more_than_another_that_has_m
     counts: dict[str, int], limit: int
 ):
     catalog = Several({name: partial(int, count) for name, count in counts.items()})
-    offers = search(catalog, "x", limit=limit).offers
+    offers = search_models(catalog, "x", limit=limit).offers
     assert len(offers) == min(limit, sum(min(limit, count) for count in counts.values()))
     schemes = [offer.ref.scheme for offer in offers]
     assert schemes == sorted(schemes)  # those of one registry together

@@ -58,11 +58,15 @@ def _repair(cache: ModelCache, publisher: Publisher) -> Repair:
     return repair(cache, publisher.fetch, TINY_1, SilentProgress())
 
 
+def _files(done: Repair) -> list[str]:
+    return [damage.file for damage in done.damages]
+
+
 def test_a_sound_model_is_left_alone(cache: ModelCache, publisher: Publisher):
     folder = put(cache, FILES).path
     before = folder.stat().st_ino
     assert _repair(cache, publisher) == Repair(
-        ref=TINY_1, mended=(), fetched_bytes=0, quarantined=()
+        ref=TINY_1, damages=(), fetched_bytes=0, quarantined=()
     )
     assert (publisher.sent, folder.stat().st_ino) == ([], before)
 
@@ -78,7 +82,8 @@ def test_only_the_damaged_file_is_fetched(
     else:
         _overwrite(file, harm)
     done = _repair(cache, publisher)
-    assert (done.mended, done.fetched_bytes) == (("model.safetensors",), len(b"weights"))
+    assert _files(done) == ["model.safetensors"]
+    assert done.fetched_bytes == len(b"weights")
     assert publisher.sent == ["model.safetensors"]
     assert cache.verify(TINY_1) == []
     assert contents(file.parent) == FILES
@@ -118,7 +123,7 @@ def test_a_file_that_two_models_share_is_mended_for_both(cache: ModelCache, publ
 def test_an_unreadable_manifest_is_written_anew(cache: ModelCache, publisher: Publisher):
     put(cache, FILES)
     cache.shelf.manifest_file(TINY_1).write_text("{")
-    assert _repair(cache, publisher).mended == ("",)
+    assert _files(_repair(cache, publisher)) == [""]
     assert publisher.sent == []
     assert cache.verify(TINY_1) == []
 
@@ -184,7 +189,7 @@ def test_damage_in_kept_metadata_does_not_bring_weights_back(
 ):
     folder = put(cache, FILES).path
     cache.remove_weights(TINY_1, lambda _: b"")
-    assert _repair(cache, publisher).mended == ()
+    assert _repair(cache, publisher).damages == ()
     _overwrite(folder / "config.json", b"[]")
     with pytest.raises(UnsupportedError, match=r"config\.json has other content") as caught:
         _repair(cache, publisher)

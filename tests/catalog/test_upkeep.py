@@ -193,7 +193,7 @@ def test_revisions_are_known_by_their_place_where_a_manifest_is_damaged(cache: M
 def test_repair_of_damage_says_when_the_settings_forbid_the_network(cache: ModelCache):
     file = put(cache, FILES).path / "config.json"
     catalog = Catalog(cache, environ={}, offline=True)
-    assert catalog.upkeep.repair(TINY_1).mended == ()
+    assert catalog.upkeep.repair(TINY_1).damages == ()
     file.chmod(0o644)
     file.write_bytes(b"[]")
     with pytest.raises(OfflineError):

@@ -39,7 +39,7 @@ class Found:
     failures: tuple[Failure, ...]
 
 
-def search(
+def search_models(
     catalog: Catalog,
     text: str,
     *,
@@ -82,7 +82,7 @@ def search(
     )
 
 
-def registries(catalog: Catalog, *, limit_s: float = _LIMIT_S) -> tuple[RegistryStatus, ...]:
+def registry_statuses(catalog: Catalog, *, limit_s: float = _LIMIT_S) -> tuple[RegistryStatus, ...]:
     """Say how it stands with every registry; one that is silent for too long is unreachable."""
     statuses, failures = ask_all(
         {scheme: partial(catalog.status, scheme) for scheme in catalog.schemes}, limit_s=limit_s

@@ -56,13 +56,13 @@ class Repair:
 
     Attributes:
         ref: The model, with its revision.
-        mended: Files that are again what was fetched.
+        damages: What was wrong with it, and no longer is.
         fetched_bytes: How much of them came from the registry; the rest was still here.
         quarantined: Where files went that do not belong to the model.
     """
 
     ref: ModelRef
-    mended: tuple[str, ...]
+    damages: tuple[Damage, ...]
     fetched_bytes: int
     quarantined: tuple[Path, ...]
 

@@ -40,12 +40,12 @@ def repair(cache: ModelCache, fetch: Fetch, ref: ModelRef, progress: Progress) -
         with storage(cache.shelf.root):
             damages = checks.verify_readable(cache.shelf, ref, progress)
             moved = [_quarantine(cache.shelf, damage) for damage in damages if damage.foreign]
-        damages = [damage for damage in damages if not damage.foreign]
-        if damages:
-            _mend(cache, fetch, staging, damages, progress)
+        own = [damage for damage in damages if not damage.foreign]
+        if own:
+            _mend(cache, fetch, staging, own, progress)
     return Repair(
         ref=ref,
-        mended=tuple(damage.file for damage in damages),
+        damages=tuple(damages),
         fetched_bytes=staging.fetched_bytes,
         quarantined=tuple(moved),
     )
