@@ -109,7 +109,12 @@ class ModelCache:
                 attempts.mkdir(parents=True, exist_ok=True)
                 folder = Path(tempfile.mkdtemp(dir=attempts))
             try:
-                yield Staging(ref, folder, known=shelf.blob)
+                yield Staging(
+                    ref,
+                    folder,
+                    partials=shelf.partials,
+                    blobs=inside(shelf.root, "blobs", "sha256"),
+                )
             finally:
                 shutil.rmtree(attempts, ignore_errors=True)
 
@@ -140,6 +145,7 @@ class ModelCache:
                 newest = (card.ref.revision or "").encode()
                 write_atomic(self.shelf.newest_file(card.ref), newest, scratch=staging.folder)
             leftovers.collect(self.shelf)
+        staging.forget_partials()
         model = self.find(card.ref)
         assert model is not None, f"{card.ref} was committed and is not there"
         return model
@@ -228,18 +234,19 @@ class ModelCache:
         with storage(self.shelf.root):
             return measure(self.shelf, models)
 
-    def leftovers(self, *, old_revisions: bool = False) -> list[Leftover]:
+    def leftovers(self, *, old_revisions: bool = False, partials: bool = False) -> list[Leftover]:
         """List what `clean` would remove.
 
         Args:
             old_revisions: List also every model of which a newer revision is there.
+            partials: List also downloads that were going on within the last day.
         """
         models = self.models() if old_revisions else []
         with storage(self.shelf.root):
             old = leftovers.old_revisions(self.shelf, models)
             return [
                 *leftovers.as_leftovers(self.shelf, old, models),
-                *leftovers.found(self.shelf),
+                *leftovers.found(self.shelf, partials=partials),
             ]
 
     def clean(self, chosen: Sequence[Leftover]) -> int:
@@ -261,7 +268,7 @@ class ModelCache:
                     log.warning("%s", error)
         with self._locked(), storage(self.shelf.root):
             places = {leftover.path for leftover in chosen}
-            for leftover in leftovers.found(self.shelf):
+            for leftover in leftovers.found(self.shelf, partials=True):
                 if leftover.path in places:
                     freed_bytes += leftovers.remove(self.shelf, leftover)
         return freed_bytes

@@ -15,21 +15,27 @@ from hyprstream.errors import CacheBusyError
 from hyprstream.files import inside, is_locked, lock
 from hyprstream.refs import ModelRef
 
+_STALE_S = 24 * 3600.0  # a download that nobody went on with for so long
+
 
 def collect(shelf: Shelf) -> int:
     """Remove what no manifest stands for; return how many bytes went free."""
-    return sum(
-        remove(shelf, leftover)
-        for leftover in [*abandoned(shelf), *unused_folders(shelf), *unused_content(shelf)]
-    )
+    rest = [*abandoned(shelf), *unused_folders(shelf), *unused_content(shelf)]
+    return shelf.partials.collect() + sum(remove(shelf, leftover) for leftover in rest)
 
 
-def found(shelf: Shelf) -> list[Leftover]:
-    """List everything that can go, old revisions of models excepted."""
+def found(shelf: Shelf, *, partials: bool) -> list[Leftover]:
+    """List everything that can go, old revisions of models excepted.
+
+    Args:
+        shelf: Where to look.
+        partials: List also downloads that were going on within the last day.
+    """
     return [
         *abandoned(shelf),
         *unused_folders(shelf),
         *unused_content(shelf),
+        *_stopped(shelf, older_than_s=0.0 if partials else _STALE_S),
         *_quarantined(shelf),
     ]
 
@@ -37,6 +43,8 @@ def found(shelf: Shelf) -> list[Leftover]:
 def remove(shelf: Shelf, leftover: Leftover) -> int:
     """Remove one leftover; return how many bytes went free, 0 if it is in use again."""
     path = leftover.path
+    if leftover.kind == "partial download":
+        return shelf.partials.remove(path)
     if leftover.kind == "abandoned fetch":
         try:
             with lock(shelf.lock_file(path.name), path.name, None):
@@ -162,6 +170,13 @@ def as_leftovers(
             )
         )
     return leftovers
+
+
+def _stopped(shelf: Shelf, *, older_than_s: float) -> Iterator[Leftover]:
+    for lock_file, size_bytes in shelf.partials.idle(older_than_s=older_than_s):
+        yield Leftover(
+            kind="partial download", name=lock_file.stem, path=lock_file, size_bytes=size_bytes
+        )
 
 
 def _quarantined(shelf: Shelf) -> Iterator[Leftover]:

@@ -115,6 +115,7 @@ class CacheStatus:
         shared_bytes: Content that several models have.
         unused_bytes: Content that no model has.
         staged_bytes: What is being fetched now.
+        partial_bytes: Downloads that are not complete and can be continued.
         leftovers: What `cleanup` would remove.
         free_bytes: Room left on the disk.
     """
@@ -127,5 +128,6 @@ class CacheStatus:
     shared_bytes: int
     unused_bytes: int
     staged_bytes: int
+    partial_bytes: int
     leftovers: tuple[Leftover, ...]
     free_bytes: int

@@ -89,8 +89,11 @@ def _trust_sound(shelf: Shelf, staging: Staging, card: ModelCard, damaged: set[s
 def _take(staging: Staging, entries: Iterable[FileEntry]) -> bool:
     """Take all files from this disk, or none."""
     entries = tuple(entries)
-    if not all(staging.holds(entry.sha256) for entry in entries):
-        return False
+    for entry in entries:
+        file = staging.find(entry.sha256)
+        if file is None:
+            return False
+        staging.trust(entry.sha256, file)
     return all(
         staging.reuse(entry.name, size_bytes=entry.size_bytes, sha256=entry.sha256)
         for entry in entries

@@ -7,6 +7,7 @@
     manifests/<scheme>/<name>/newest         the revision that a reference without one means
     quarantine/<scheme>+<name>/<revision>/...   files that lay in a model and are not of it
     locks/  temp/                            one lock per model and one for the whole; staging
+    partial/                                 downloads that are not complete; see partials.py
 
 A slash in a name or revision is written %2F and a tag follows after %3A, so every model has a
 folder of its own. Looking works on a read-only disk.
@@ -23,6 +24,7 @@ from urllib.parse import quote, unquote
 
 from hyprstream.catalog import manifest
 from hyprstream.catalog.card import ModelCard
+from hyprstream.catalog.partials import Partials
 from hyprstream.catalog.records import CachedModel, State
 from hyprstream.errors import CorruptManifestError, InvalidReferenceError, ModelNotFoundError
 from hyprstream.files import inside
@@ -151,6 +153,11 @@ class Shelf:
     def quarantine(self, ref: ModelRef) -> Path:
         """Return the folder for files that lay in a model and are not of it."""
         return inside(self.root, "quarantine", key_of(ref), _escape(ref.revision or ""))
+
+    @property
+    def partials(self) -> Partials:
+        """Downloads that are not complete."""
+        return Partials(inside(self.root, "partial"))
 
     def lock_file(self, key: str) -> Path:
         """Where the lock of a model lies, or that of the `cache`."""

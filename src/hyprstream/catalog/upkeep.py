@@ -31,13 +31,16 @@ class Upkeep:
         """Say what the cache takes of the disk."""
         return self._cache.status()
 
-    def leftovers(self, *, old_revisions: bool = False) -> tuple[Leftover, ...]:
+    def leftovers(
+        self, *, old_revisions: bool = False, partials: bool = False
+    ) -> tuple[Leftover, ...]:
         """List what can go without harm to a model that is wanted.
 
         Args:
             old_revisions: List also every model of which a newer revision is there.
+            partials: List also downloads that were going on within the last day.
         """
-        return tuple(self._cache.leftovers(old_revisions=old_revisions))
+        return tuple(self._cache.leftovers(old_revisions=old_revisions, partials=partials))
 
     def clean(self, chosen: Sequence[Leftover]) -> int:
         """Remove what was listed, as far as it is still left over.

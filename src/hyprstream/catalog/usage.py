@@ -48,7 +48,8 @@ def measure(shelf: Shelf, models: Sequence[CachedModel]) -> CacheStatus:
             for folder in shelf.root.glob("temp/*")
             if is_locked(shelf.lock_file(folder.name))
         ),
-        leftovers=tuple(found(shelf)),
+        partial_bytes=_on_disk(shelf.root / "partial"),
+        leftovers=tuple(found(shelf, partials=False)),
         free_bytes=shutil.disk_usage(_existing(shelf.root)).free,
     )
 

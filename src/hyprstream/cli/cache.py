@@ -44,6 +44,9 @@ def cleanup(
         bool,
         typer.Option("--old-revisions", help="Also models of which a newer revision is here."),
     ] = False,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Also downloads of today that could be continued.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show it and remove nothing.")] = False,
     yes: YesOption = False,
     format: FormatOption = Format.TABLE,  # noqa: A002
@@ -53,7 +56,7 @@ def cleanup(
     output = session_of(ctx).output
     output.quiet |= quiet
     upkeep = _upkeep()
-    found = upkeep.leftovers(old_revisions=old_revisions)
+    found = upkeep.leftovers(old_revisions=old_revisions, partials=partial)
     _show_leftovers(output, found, format)
     size = in_bytes(sum(leftover.size_bytes for leftover in found))
     if not found:
@@ -232,6 +235,7 @@ def _status_record(found: CacheStatus) -> dict[str, Any]:
         "shared_bytes": found.shared_bytes,
         "unused_bytes": found.unused_bytes,
         "staged_bytes": found.staged_bytes,
+        "partial_bytes": found.partial_bytes,
         "free_bytes": found.free_bytes,
         "num_unreadable": found.num_unreadable,
         "models": [
@@ -263,6 +267,7 @@ def _status_shown(found: CacheStatus) -> dict[str, str]:
         "shared": in_bytes(found.shared_bytes),
         "unused": in_bytes(found.unused_bytes),
         "being fetched": in_bytes(found.staged_bytes),
+        "to be continued": in_bytes(found.partial_bytes),
         "left over": f"{in_bytes(left)} in {len(found.leftovers)}",
         "free": in_bytes(found.free_bytes),
     }
