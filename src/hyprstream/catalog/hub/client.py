@@ -1,0 +1,208 @@
+"""The Hub's own client library, in a process of its own: run by its path, knows nothing of us.
+
+The library reads its settings when it is imported, keeps one HTTP client for the whole process
+and waits as long as a server tells it to. Here all that binds nobody else: the settings are
+those of the call, the memory is bounded, and whoever waits for it may end it.
+
+Talks in lines of JSON. The first line of stdin has the endpoint and the token, which is thus no
+part of a command line or an environment. Each line after it asks for one thing: `do` names a
+method of `Client`, the rest are its arguments. On stdout follow any number of
+`{"bytes": number}` and at last `{"done": answer}` or `{"failed": kind, ...}`.
+"""
+
+import json
+import os
+import resource
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+MEMORY_BYTES = 2 << 30
+CHUNK_BYTES = 1 << 20
+_PORTS = {"http": 80, "https": 443}
+
+
+def say(**message: object) -> None:
+    """Write one line."""
+    sys.stdout.write(json.dumps(message) + "\n")
+    sys.stdout.flush()
+
+
+def origin(url: str) -> tuple[str, str, int | None]:
+    """Return whom an address belongs to: scheme, host and port."""
+    parts = urlsplit(url)
+    return parts.scheme, (parts.hostname or "").lower(), parts.port or _PORTS.get(parts.scheme)
+
+
+class TooLongError(Exception):
+    """Report content that goes on after the end that was announced."""
+
+
+class Counter:
+    """What the library takes for a progress bar: counts, tells, and ends what never ends."""
+
+    def __init__(self, *, initial: int, limit: int) -> None:
+        self._num_bytes = initial
+        self._limit = limit
+
+    def __enter__(self) -> "Counter":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing to close."""
+
+    def update(self, num_bytes: int) -> None:
+        """Count bytes that came, or went; called before they are written."""
+        self._num_bytes += num_bytes
+        if self._num_bytes > self._limit:
+            raise TooLongError
+        say(bytes=num_bytes)
+
+
+class Client:
+    """The calls that are made of the library.
+
+    Args:
+        endpoint: Where the Hub is.
+        token: Shown to the Hub, and to nobody else; None shows nothing.
+    """
+
+    def __init__(self, endpoint: str, token: str | None) -> None:
+        import httpx2
+        from huggingface_hub import HfApi, constants, set_client_factory
+
+        hub = origin(endpoint)
+
+        def keep_token(request: httpx2.Request) -> None:
+            """Take the token from a request that goes elsewhere: a redirect, a next page."""
+            if origin(str(request.url)) != hub:
+                request.headers.pop("authorization", None)
+
+        def connect() -> httpx2.Client:
+            return httpx2.Client(
+                event_hooks={"request": [keep_token]},
+                follow_redirects=True,
+                timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+            )
+
+        set_client_factory(connect)
+        constants.DOWNLOAD_CHUNK_SIZE = CHUNK_BYTES  # 10 MiB would be silent for long
+        self._endpoint = endpoint
+        self._token: str | bool = token or False
+        self._timeout_s = constants.HF_HUB_DOWNLOAD_TIMEOUT
+        self._api = HfApi(endpoint=endpoint, token=self._token, library_name="hyprstream")
+
+    def model(self, name: str, revision: str | None) -> dict[str, Any]:
+        """Describe one revision of a model, with every file of it."""
+        info = self._api.model_info(
+            name, revision=revision, files_metadata=True, timeout=self._timeout_s
+        )
+        return {
+            "commit": info.sha,
+            "license": getattr(info.card_data, "license", None),
+            "files": [
+                {
+                    "name": file.rfilename,
+                    "size_bytes": file.size if file.lfs is None else file.lfs.size,
+                    "sha256": None if file.lfs is None else file.lfs.sha256,
+                    "git_sha1": file.blob_id if file.lfs is None else None,
+                }
+                for file in info.siblings or ()
+            ],
+        }
+
+    def download(self, name: str, commit: str, file: str, size_bytes: int, into: str) -> None:
+        """Bring a file, from where an earlier attempt ended."""
+        from huggingface_hub import get_hf_file_metadata, hf_hub_url
+        from huggingface_hub.file_download import http_get
+        from huggingface_hub.utils import build_hf_headers
+
+        url = hf_hub_url(name, file, revision=commit, endpoint=self._endpoint)
+        metadata = get_hf_file_metadata(
+            url,
+            token=self._token,
+            endpoint=self._endpoint,
+            library_name="hyprstream",
+            retry_on_errors=True,
+        )
+        headers = build_hf_headers(token=self._token, library_name="hyprstream")
+        headers["accept-encoding"] = "identity"  # packed content cannot be resumed
+        with Path(into).open("ab") as stream:
+            there = stream.tell()
+            http_get(
+                metadata.location,
+                stream,
+                resume_size=there,
+                headers=headers,
+                expected_size=size_bytes,
+                tqdm_class=lambda **bar: Counter(initial=bar["initial"], limit=size_bytes),  # type: ignore[arg-type]  # quacks like one
+            )
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def search(self, query: str, limit: int) -> list[dict[str, Any]]:
+        """List models whose names fit, those that were fetched most often first."""
+        found = self._api.list_models(search=query, limit=limit, sort="downloads")
+        return [
+            {
+                "name": model.id,
+                "downloads": model.downloads,
+                "gated": bool(model.gated),
+                "tags": model.tags or [],
+                "updated": model.last_modified and model.last_modified.isoformat(),
+            }
+            for model in found
+        ]
+
+    def whoami(self) -> str:
+        """Name the account that the token belongs to."""
+        name: str = self._api.whoami()["name"]
+        return name
+
+
+def failure(error: BaseException) -> dict[str, Any]:
+    """Say what an error of the library means, in one word, and what the server said."""
+    import httpx2
+    from huggingface_hub import errors
+
+    kinds: list[tuple[type[BaseException], str]] = [
+        (errors.GatedRepoError, "gated"),
+        (errors.RepositoryNotFoundError, "no model"),
+        (errors.RevisionNotFoundError, "no revision"),
+        (errors.EntryNotFoundError, "no file"),
+        (errors.HfHubHTTPError, "status"),
+        (httpx2.TransportError, "unreachable"),
+        (TooLongError, "too long"),
+        (errors.FileMetadataError, "strange"),
+    ]
+    kind = next((word for known, word in kinds if isinstance(error, known)), "")
+    response = getattr(error, "response", None)
+    if not kind and isinstance(error, OSError):
+        kind = "disk" if error.errno else "too short"
+    return {
+        "failed": kind or "strange",
+        "status": response.status_code if response is not None else None,
+        "errno": getattr(error, "errno", None),
+        "reason": (getattr(error, "server_message", None) or str(error) or type(error).__name__)[:500],
+    }
+
+
+def serve() -> None:
+    """Answer the lines of stdin until there are no more."""
+    greeting = json.loads(sys.stdin.readline())
+    client: Client | None = None
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            client = client or Client(greeting["endpoint"], greeting["token"])
+            method: Callable[..., object] = getattr(client, request.pop("do"))
+            say(done=method(**request))
+        except Exception as error:  # noqa: BLE001 - goes to whoever asked
+            say(**failure(error))
+
+
+if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    serve()
