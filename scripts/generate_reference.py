@@ -118,7 +118,7 @@ def errors_page() -> str:
     codes = [
         ("0", "Done."),
         ("1", "A bug, a failed check of `doctor`, or a reader of stdout that went away."),
-        ("2 to 7", "An error of the table below. 2 is also a usage error."),
+        ("2 to 8", "An error of the table below. 2 is also a usage error."),
         ("130", "Ctrl-C."),
     ]
     return _page(
@@ -269,7 +269,7 @@ def _at_home(default: object) -> str:
 def _kind(annotation: object) -> str:
     if get_origin(annotation) is Literal:
         return ", ".join(map(_code, get_args(annotation)))
-    return {str: "text", Path: "folder"}[annotation]  # type: ignore[index]  # types are hashable
+    return {str: "text", Path: "folder", bool: "yes or no"}[annotation]  # type: ignore[index]  # types are hashable
 
 
 def _field_docs(owner: type[Any]) -> dict[str, str]:

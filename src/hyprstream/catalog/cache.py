@@ -6,13 +6,14 @@
     manifests/<scheme>/<name>/newest         the revision that a reference without one means
     locks/  temp/                            one lock per model and one for the whole; staging
 
-A slash in a name or revision is written %2F, so every model has a folder of its own. A model
-is built in temp/ and moved into place whole; its manifest is written last and removed first.
-Downloading happens under the model's lock only, the short moves also under the cache's, so
-that the collection of unused content never meets a model half put together. Looking takes no
-lock and works on a read-only disk. POSIX only (flock).
+A slash in a name or revision is written %2F and a tag follows after %3A, so every model has a
+folder of its own. A model is built in temp/ and moved into place whole; its manifest is
+written last and removed first. Downloading happens under the model's lock only, the short
+moves also under the cache's, so that the collection of unused content never meets a model
+half put together. Looking takes no lock and works on a read-only disk. POSIX only (flock).
 """
 
+import hashlib
 import logging
 import shutil
 import tempfile
@@ -44,6 +45,8 @@ from hyprstream.files import (
 from hyprstream.refs import ModelRef
 
 log = logging.getLogger(__name__)
+
+_MAX_FOLDER_NAME = 210  # with a scheme before and ".lock" behind it fits a file name of 255 bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -286,14 +289,14 @@ class ModelCache:
 
     def _manifest_file(self, ref: ModelRef) -> Path:
         name = f"{_escape(ref.revision or '')}.json"
-        return inside(self._root, "manifests", ref.scheme, _escape(ref.name), name)
+        return inside(self._root, "manifests", ref.scheme, _folder_name(ref), name)
 
     def _newest_file(self, ref: ModelRef) -> Path:
-        return inside(self._root, "manifests", ref.scheme, _escape(ref.name), "newest")
+        return inside(self._root, "manifests", ref.scheme, _folder_name(ref), "newest")
 
     def _view(self, ref: ModelRef) -> Path:
         revision = _escape(ref.revision or "")
-        return inside(self._root, "models", ref.scheme, _escape(ref.name), revision)
+        return inside(self._root, "models", ref.scheme, _folder_name(ref), revision)
 
     def _blob(self, sha256: str) -> Path:
         return inside(self._root, "blobs", "sha256", sha256)
@@ -306,8 +309,16 @@ def _escape(text: str) -> str:
     return quote(text, safe="+")
 
 
+def _folder_name(ref: ModelRef) -> str:
+    """Name the folder of a model; a long name is cut and its hash, after a #, put behind."""
+    escaped = _escape(ref.full_name)
+    if len(escaped) <= _MAX_FOLDER_NAME:
+        return escaped
+    return f"{escaped[:120]}#{hashlib.sha256(escaped.encode()).hexdigest()}"
+
+
 def _key(ref: ModelRef) -> str:
-    return f"{ref.scheme}+{_escape(ref.name)}"
+    return f"{ref.scheme}+{_folder_name(ref)}"
 
 
 def _problem(entry: FileEntry, file: Path | None) -> str:

@@ -4,13 +4,16 @@ Knows nothing of networks and layouts: registries bring files, the cache keeps t
 Synchronous; `pull` may take minutes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, cast, runtime_checkable
 
 from hyprstream import lookup
 from hyprstream.catalog.cache import CachedModel, Damage, ModelCache
 from hyprstream.catalog.card import ModelCard, Progress, SilentProgress
+from hyprstream.catalog.connection import Connection, no_token
+from hyprstream.catalog.offer import Offer, RegistryStatus
 from hyprstream.catalog.staging import Staging
 from hyprstream.errors import InvalidReferenceError, ModelNotFoundError, UnsupportedRegistryError
 from hyprstream.refs import ModelRef
@@ -23,7 +26,7 @@ class Registry(Protocol):
     """A place that models come from.
 
     A module of `catalog/registries` serves the scheme of its name, with a function
-    `connect(environ: Mapping[str, str]) -> Registry`. Locking, verifying, storing and
+    `connect(connection: Connection) -> Registry`. Locking, verifying, storing and
     listing are not its business.
     """
 
@@ -43,6 +46,19 @@ class Registry(Protocol):
         """Bring the model's files into `staging` and say what they are."""
         ...
 
+    def search(self, text: str, *, limit: int) -> Sequence[Offer]:
+        """Look for models by words.
+
+        Raises:
+            UnsupportedError: The place cannot be searched.
+            OfflineError: The settings forbid the network.
+        """
+        ...
+
+    def status(self) -> RegistryStatus:
+        """Say how it stands with the registry; what is wrong is part of the answer."""
+        ...
+
 
 class Catalog:
     """Every model that can be named.
@@ -50,11 +66,48 @@ class Catalog:
     Args:
         cache: Where fetched models are kept.
         environ: The environment that registries take the user's configuration from.
+        token: Gives the stored credential of a provider, or None.
+        custom: Registries of the user's own: the scheme of each, and its options, among
+            which `layout` names the module of `catalog/registries` that serves it.
+        offline: Forbids every use of the network.
     """
 
-    def __init__(self, cache: ModelCache, *, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        cache: ModelCache,
+        *,
+        environ: Mapping[str, str],
+        token: Callable[[str], str | None] = no_token,
+        custom: Mapping[str, Mapping[str, str]] | None = None,
+        offline: bool = False,
+    ) -> None:
         self._cache = cache
-        self._environ = environ
+        self._connection = Connection(environ=environ, token=token, offline=offline)
+        self._custom = dict(custom or {})
+
+    @property
+    def schemes(self) -> tuple[str, ...]:
+        """The schemes that references may have, sorted."""
+        return tuple(sorted({*lookup.names(REGISTRIES), *self._custom}))
+
+    def search(self, scheme: str, text: str, *, limit: int) -> tuple[Offer, ...]:
+        """Look in a registry for models by words.
+
+        Raises:
+            UnsupportedRegistryError: There is no such registry.
+            UnsupportedError: It cannot be searched.
+            RegistryUnreachableError: It did not answer.
+            OfflineError: The settings forbid the network.
+        """
+        return tuple(self._connect(scheme).search(text, limit=limit))
+
+    def status(self, scheme: str) -> RegistryStatus:
+        """Say how it stands with a registry.
+
+        Raises:
+            UnsupportedRegistryError: There is no such registry.
+        """
+        return self._connect(scheme).status()
 
     def resolve(self, text: str) -> ModelRef:
         """Read a reference as a person types it, in its canonical form.
@@ -79,7 +132,7 @@ class Catalog:
             others = [
                 str(model.card.ref)
                 for model in self._cache.models()
-                if (model.card.ref.scheme, model.card.ref.name) == (ref.scheme, ref.name)
+                if replace(model.card.ref, revision=None) == replace(ref, revision=None)
             ]
             also = f" Here is: {', '.join(others)}." if others else ""
             raise ModelNotFoundError(
@@ -101,6 +154,8 @@ class Catalog:
         Raises:
             ModelNotFoundError: Its registry does not have it.
             RegistryUnreachableError: Its registry did not answer.
+            OfflineError: It is not here, and the settings forbid the network.
+            AccessError: Its registry does not let the user have it.
             ChecksumMismatchError: What came is not what was promised.
             CorruptArchiveError: What came cannot be trusted.
             StorageFullError: The disk is full.
@@ -111,6 +166,7 @@ class Catalog:
         if path is not None:
             return path
 
+        self._connection.require_network(f"fetching {ref}")
         progress = progress or SilentProgress()
         with self._cache.stage(ref, progress) as staging:
             # The process that held the lock before may have brought the model.
@@ -160,7 +216,15 @@ class Catalog:
         return self._registry(ref).canonical(ref)
 
     def _registry(self, ref: ModelRef) -> Registry:
+        return self._connect(ref.scheme)
+
+    def _connect(self, scheme: str) -> Registry:
+        options = self._custom.get(scheme, {})
         module = lookup.load(
-            REGISTRIES, ref.scheme, kind="registry", error=UnsupportedRegistryError
+            REGISTRIES,
+            options.get("layout", scheme),
+            kind="registry",
+            error=UnsupportedRegistryError,
         )
-        return cast("Registry", module.connect(self._environ))
+        connection = replace(self._connection, options={**options, "scheme": scheme})
+        return cast("Registry", module.connect(connection))

@@ -9,4 +9,4 @@ from hyprstream.runtime.settings import Settings
 
 def open_catalog(settings: Settings) -> Catalog:
     """Open the model cache; nothing is created until something is pulled."""
-    return Catalog(ModelCache(settings.cache_folder), environ=os.environ)
+    return Catalog(ModelCache(settings.cache_folder), environ=os.environ, offline=settings.offline)

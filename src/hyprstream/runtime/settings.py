@@ -51,6 +51,8 @@ class Settings(BaseSettings):
 
     home: Path = Field(default_factory=_default_home)
     """Folder of everything that is kept."""
+    offline: bool = False
+    """Never use the network: what is not on this machine is not found."""
     model: ModelSettings = Field(default_factory=ModelSettings)
 
     @classmethod
