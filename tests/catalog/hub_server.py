@@ -127,7 +127,6 @@ class Hub(Server):
         seen: Every request, in order.
         asked: Set when the first request for a file's content arrives.
         cdn: The other server.
-        elsewhere: Where the list of models continues, if it does.
     """
 
     def __init__(self) -> None:
@@ -138,7 +137,6 @@ class Hub(Server):
         self.faults: dict[str, Fault] = {}
         self.seen: list[Seen] = []
         self.asked = threading.Event()
-        self.elsewhere = ""
         self.cdn = Server("cdn", self)
 
     def add(self, name: str, files: Mapping[str, bytes], **features: Any) -> Repo:
@@ -194,7 +192,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.answering.wait()
         self._fault = hub.fault(self.path)
         if self._fault.status != 200:
-            self._send(self._fault.status, b'{"error": "as injected"}', dict(self._fault.headers))
+            body = b'{"error": "as injected"}' if self._fault.content is None else self._fault.content
+            self._send(self._fault.status, body, self._fault.headers)
             return
         try:
             self._route(urllib.parse.unquote(url.path), dict(urllib.parse.parse_qsl(url.query)))
@@ -233,6 +232,7 @@ class _Handler(BaseHTTPRequestHandler):
                 "id": name,
                 "downloads": 10 * index,
                 "likes": index,
+                "pipeline_tag": "text-generation",
                 "tags": ["gguf"] if any(f.endswith(".gguf") for f in repo.files[COMMIT]) else [],
                 "gated": "manual" if repo.gated else False,
                 "private": repo.private,
@@ -241,8 +241,7 @@ class _Handler(BaseHTTPRequestHandler):
             for index, (name, repo) in enumerate(self._hub.repos.items())
             if query.get("search", "").lower() in name.lower()
         ]
-        link = f'<{self._hub.elsewhere}>; rel="next"' if self._hub.elsewhere else ""
-        self._json(found[: int(query.get("limit", 100))], {"Link": link} if link else {})
+        self._json(found[: int(query.get("limit", 100))])
 
     def _info(self, name: str, revision: str) -> None:
         repo = self._repo(name)
@@ -325,10 +324,8 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Refused(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return commit
 
-    def _json(self, value: object, headers: Mapping[str, str] | None = None) -> None:
-        self._content(
-            json.dumps(value).encode(), {"Content-Type": "application/json", **(headers or {})}
-        )
+    def _json(self, value: object) -> None:
+        self._content(json.dumps(value).encode(), {"Content-Type": "application/json"})
 
     def _content(self, content: bytes, headers: Mapping[str, str]) -> None:
         fault = self._fault

@@ -15,7 +15,12 @@ from hyprstream.catalog.card import ModelCard, Progress, SilentProgress
 from hyprstream.catalog.connection import Connection, no_token
 from hyprstream.catalog.offer import Offer, RegistryStatus
 from hyprstream.catalog.staging import Staging
-from hyprstream.errors import InvalidReferenceError, ModelNotFoundError, UnsupportedRegistryError
+from hyprstream.errors import (
+    InvalidReferenceError,
+    ModelNotFoundError,
+    UnsupportedError,
+    UnsupportedRegistryError,
+)
 from hyprstream.refs import ModelRef
 
 REGISTRIES = "hyprstream.catalog.registries"
@@ -57,6 +62,30 @@ class Registry(Protocol):
 
     def status(self) -> RegistryStatus:
         """Say how it stands with the registry; what is wrong is part of the answer."""
+        ...
+
+
+@runtime_checkable
+class ChoosesFiles(Protocol):
+    """A registry of which parts of a model can be fetched."""
+
+    def fetch_files(
+        self, ref: ModelRef, staging: Staging, progress: Progress, patterns: Sequence[str]
+    ) -> ModelCard:
+        """Bring the files that fit one of the shell patterns, such as `*.json`."""
+        ...
+
+
+@runtime_checkable
+class KnowsAccounts(Protocol):
+    """A registry that says whose a token is."""
+
+    def whoami(self, token: str) -> str:
+        """Name the account that a token belongs to.
+
+        Raises:
+            AuthenticationError: To none.
+        """
         ...
 
 
@@ -109,6 +138,17 @@ class Catalog:
         """
         return self._connect(scheme).status()
 
+    def whoami(self, scheme: str, token: str) -> str | None:
+        """Ask a registry whose a token is; None if it cannot be asked.
+
+        Raises:
+            AuthenticationError: It is nobody's.
+            RegistryUnreachableError: The registry did not answer.
+            OfflineError: The settings forbid the network.
+        """
+        registry = self._connect(scheme)
+        return registry.whoami(token) if isinstance(registry, KnowsAccounts) else None
+
     def resolve(self, text: str) -> ModelRef:
         """Read a reference as a person types it, in its canonical form.
 
@@ -141,7 +181,14 @@ class Catalog:
             )
         return path
 
-    def pull(self, ref: ModelRef, progress: Progress | None = None, *, force: bool = False) -> Path:
+    def pull(
+        self,
+        ref: ModelRef,
+        progress: Progress | None = None,
+        *,
+        force: bool = False,
+        files: Sequence[str] = (),
+    ) -> Path:
         """Find what a loader opens, fetching it if it is not here.
 
         Two processes that pull the same model share one download.
@@ -150,8 +197,11 @@ class Catalog:
             ref: The model.
             progress: Told what is being done; None tells nobody.
             force: Fetch even what the cache has.
+            files: Fetch the files that fit one of these shell patterns, in place of what the
+                cache has of the model.
 
         Raises:
+            UnsupportedError: Its registry knows no parts of models.
             ModelNotFoundError: Its registry does not have it.
             RegistryUnreachableError: Its registry did not answer.
             OfflineError: It is not here, and the settings forbid the network.
@@ -162,7 +212,13 @@ class Catalog:
         """
         registry = self._registry(ref)
         ref = registry.canonical(ref)
-        path = self._here(registry, ref, cached=not force)
+        fresh = force or bool(files)
+        if files and not isinstance(registry, ChoosesFiles):
+            raise UnsupportedError(
+                f"models of {ref.scheme}:// come whole, no files of them can be chosen",
+                hint="Leave away what chooses files.",
+            )
+        path = self._here(registry, ref, fresh=fresh)
         if path is not None:
             return path
 
@@ -170,9 +226,12 @@ class Catalog:
         progress = progress or SilentProgress()
         with self._cache.stage(ref, progress) as staging:
             # The process that held the lock before may have brought the model.
-            path = self._here(registry, ref, cached=not force)
+            path = self._here(registry, ref, fresh=fresh)
             if path is None:
-                card = registry.fetch(ref, staging, progress)
+                if files and isinstance(registry, ChoosesFiles):
+                    card = registry.fetch_files(ref, staging, progress, files)
+                else:
+                    card = registry.fetch(ref, staging, progress)
                 path = self._cache.commit(staging, card).path
         return path
 
@@ -201,9 +260,11 @@ class Catalog:
         """List the models in the cache, by reference."""
         return tuple(self._cache.models())
 
-    def _here(self, registry: Registry, ref: ModelRef, *, cached: bool = True) -> Path | None:
+    def _here(self, registry: Registry, ref: ModelRef, *, fresh: bool = False) -> Path | None:
+        if fresh and not ref.is_path:
+            return None
         path = registry.locate(ref)
-        if path is None and cached and (model := self._cache.find(ref)):
+        if path is None and (model := self._cache.find(ref)):
             path = model.path
         return path
 

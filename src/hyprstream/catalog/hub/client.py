@@ -144,22 +144,37 @@ class Client:
 
     def search(self, query: str, limit: int) -> list[dict[str, Any]]:
         """List models whose names fit, those that were fetched most often first."""
-        found = self._api.list_models(search=query, limit=limit, sort="downloads")
+        # HfApi.list_models would try six times before it says that there is no network.
+        found = self._get("/api/models", search=query, limit=limit, sort="downloads", full=True)
         return [
             {
-                "name": model.id,
-                "downloads": model.downloads,
-                "gated": bool(model.gated),
-                "tags": model.tags or [],
-                "updated": model.last_modified and model.last_modified.isoformat(),
+                "name": model.get("id"),
+                "downloads": model.get("downloads"),
+                "gated": bool(model.get("gated")),
+                "task": model.get("pipeline_tag"),
+                "tags": model.get("tags") or [],
+                "updated": model.get("lastModified"),
             }
             for model in found
         ]
+
+    def ping(self) -> None:
+        """Ask for anything, to see whether the Hub answers."""
+        self._get("/api/models", limit=1)
 
     def whoami(self) -> str:
         """Name the account that the token belongs to."""
         name: str = self._api.whoami()["name"]
         return name
+
+    def _get(self, path: str, **query: object) -> Any:
+        from huggingface_hub import get_session
+        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+
+        headers = build_hf_headers(token=self._token, library_name="hyprstream")
+        response = get_session().get(self._endpoint + path, params=query, headers=headers)
+        hf_raise_for_status(response)
+        return response.json()
 
 
 def failure(error: BaseException) -> dict[str, Any]:
@@ -181,9 +196,11 @@ def failure(error: BaseException) -> dict[str, Any]:
     response = getattr(error, "response", None)
     if not kind and isinstance(error, OSError):
         kind = "disk" if error.errno else "too short"
+    waiting = response.headers.get("retry-after", "") if response is not None else ""
     return {
         "failed": kind or "strange",
         "status": response.status_code if response is not None else None,
+        "retry_after_s": float(waiting) if waiting.isdecimal() else None,
         "errno": getattr(error, "errno", None),
         "reason": (getattr(error, "server_message", None) or str(error) or type(error).__name__)[:500],
     }

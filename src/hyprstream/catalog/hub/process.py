@@ -40,16 +40,26 @@ class HubFailureError(Exception):
 
     Attributes:
         kind: One word or two, as `client.failure` chooses them; "silent" if nothing came.
-        status: The HTTP status, if the server answered with one.
-        errno: What the operating system said, if it said anything.
         reason: Text of the server or the library. Not trusted.
+        status: The HTTP status, if the server answered with one.
+        retry_after_s: When the server wants to be asked again, if it said so.
+        errno: What the operating system said, if it said anything.
     """
 
-    def __init__(self, kind: str, reason: str, *, status: int | None, errno: int | None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        reason: str,
+        *,
+        status: int | None = None,
+        retry_after_s: float | None = None,
+        errno: int | None = None,
+    ) -> None:
         super().__init__(f"{kind}: {reason}")
         self.kind = kind
         self.reason = reason
         self.status = status
+        self.retry_after_s = retry_after_s
         self.errno = errno
 
 
@@ -67,6 +77,7 @@ class HubProcess:
         self, environ: Mapping[str, str], endpoint: str, token: str | None, *, idle_s: float
     ) -> None:
         self._idle_s = idle_s
+        self._token = token
         self._pending = bytearray()
         kept = {name: value for name, value in environ.items() if name not in _DROPPED}
         # -P: a huggingface_hub.py in the working directory is not the library.
@@ -119,12 +130,8 @@ class HubProcess:
                 if advance is not None:
                     advance(message["bytes"])
             elif "failed" in message:
-                raise HubFailureError(
-                    message["failed"],
-                    message["reason"],
-                    status=message["status"],
-                    errno=message["errno"],
-                )
+                kind, reason = message.pop("failed"), message.pop("reason")
+                raise HubFailureError(kind, self._without_token(reason), **message)
             else:
                 return message["done"]
 
@@ -142,9 +149,7 @@ class HubProcess:
         while b"\n" not in self._pending:
             readable, _, _ = select.select([pipe], [], [], self._idle_s)
             if not readable:
-                raise HubFailureError(
-                    "silent", f"nothing came for {self._idle_s:.0f} s", status=None, errno=None
-                )
+                raise HubFailureError("silent", f"nothing came for {self._idle_s:.0f} s")
             data = os.read(pipe, _READ_BYTES)
             self._pending += data
             if not data or len(self._pending) > _MAX_LINE_BYTES:
@@ -153,6 +158,10 @@ class HubProcess:
         self._pending = rest
         message: dict[str, Any] = json.loads(line)
         return message
+
+    def _without_token(self, text: str) -> str:
+        """Cross the token out of what a server said: it may say what it was told."""
+        return text.replace(self._token, "(the token)") if self._token else text
 
     def _ended(self) -> UnavailableError:
         self._child.kill()
