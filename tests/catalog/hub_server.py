@@ -166,7 +166,7 @@ def _promises(repo: Repo, file: str, content: bytes, git: str, lfs: str) -> dict
     return {**entry, **repo.promised.get(file, {})}
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     def __init__(self, status: int, code: str | None, message: str) -> None:
         self.status, self.code, self.message = status, code, message
 
@@ -192,12 +192,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.answering.wait()
         self._fault = hub.fault(self.path)
         if self._fault.status != 200:
-            body = b'{"error": "as injected"}' if self._fault.content is None else self._fault.content
+            body = (
+                b'{"error": "as injected"}' if self._fault.content is None else self._fault.content
+            )
             self._send(self._fault.status, body, self._fault.headers)
             return
         try:
             self._route(urllib.parse.unquote(url.path), dict(urllib.parse.parse_qsl(url.query)))
-        except _Refused as refusal:
+        except _RefusedError as refusal:
             headers = {"X-Error-Message": refusal.message}
             if refusal.code:
                 headers["X-Error-Code"] = refusal.code
@@ -224,7 +226,7 @@ class _Handler(BaseHTTPRequestHandler):
             headers = {"X-Repo-Commit": match[2], "ETag": f'"{git_sha1(content)}"'}
             self._content(content, headers)
         else:
-            raise _Refused(404, None, "Sorry, we can't find the page you are looking for.")
+            raise _RefusedError(404, None, "Sorry, we can't find the page you are looking for.")
 
     def _search(self, query: Mapping[str, str]) -> None:
         found = [
@@ -277,13 +279,15 @@ class _Handler(BaseHTTPRequestHandler):
         if repo.gated:
             owner = self._owner()
             if owner is None:
-                raise _Refused(401, "GatedRepo", f"Access to model {name} is restricted.")
+                raise _RefusedError(401, "GatedRepo", f"Access to model {name} is restricted.")
             if owner not in self._hub.accepted:
-                raise _Refused(403, "GatedRepo", f"Visit {self._hub.url}/{name} to ask for access.")
+                raise _RefusedError(
+                    403, "GatedRepo", f"Visit {self._hub.url}/{name} to ask for access."
+                )
         commit = self._commit(repo, revision)
         content = repo.files[commit].get(file)
         if content is None:
-            raise _Refused(404, "EntryNotFound", "Entry not found")
+            raise _RefusedError(404, "EntryNotFound", "Entry not found")
         headers = {"X-Repo-Commit": commit}
         if file.endswith(repo.lfs):
             path = f"/lfs/{name.replace('/', '--')}/{commit}/{file}"
@@ -300,13 +304,13 @@ class _Handler(BaseHTTPRequestHandler):
     def _owner(self) -> str | None:
         kind, _, token = self.headers.get("Authorization", "").partition(" ")
         if kind and (kind != "Bearer" or token not in self._hub.tokens):
-            raise _Refused(401, None, "Invalid credentials in Authorization header")
+            raise _RefusedError(401, None, "Invalid credentials in Authorization header")
         return self._hub.tokens.get(token)
 
     def _require_owner(self) -> str:
         owner = self._owner()
         if owner is None:
-            raise _Refused(401, None, "Invalid username or password.")
+            raise _RefusedError(401, None, "Invalid username or password.")
         return owner
 
     def _repo(self, name: str) -> Repo:
@@ -315,13 +319,13 @@ class _Handler(BaseHTTPRequestHandler):
         if repo is not None and (owner or not repo.private):
             return repo
         if owner is None:  # the Hub does not say which names are taken
-            raise _Refused(401, "RepoNotFound", "Invalid username or password.")
-        raise _Refused(404, "RepoNotFound", "Repository not found")
+            raise _RefusedError(401, "RepoNotFound", "Invalid username or password.")
+        raise _RefusedError(404, "RepoNotFound", "Repository not found")
 
     def _commit(self, repo: Repo, revision: str) -> str:
         commit = repo.refs.get(revision, revision)
         if commit not in repo.files:
-            raise _Refused(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+            raise _RefusedError(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return commit
 
     def _json(self, value: object) -> None:

@@ -60,7 +60,9 @@ def test_a_whole_snapshot_is_used_where_it_lies(hub: Hub, cache: Path):
 
 def test_a_part_of_a_model_is_not_used(hub: Hub, cache: Path):
     use_library(
-        hub, cache, *(f"hf_hub_download('org/x', {name!r})" for name in SHARDED if "2-of" not in name)
+        hub,
+        cache,
+        *(f"hf_hub_download('org/x', {name!r})" for name in SHARDED if "2-of" not in name),
     )
     assert find(cache, "org/x", None, None) is None
     use_library(hub, cache, f"hf_hub_download('org/x', {SHARDS[1]!r})")

@@ -41,7 +41,7 @@ FETCHED = {name: FOLDER[name] for name in ("config.json", "model.safetensors", "
 @pytest.fixture
 def hub() -> Iterator[Hub]:
     with hub_serving() as hub:
-        hub.tokens["hf_secret"] = "alice"
+        hub.tokens = {"hf_secret": "alice"}
         yield hub
 
 
@@ -112,7 +112,9 @@ def test_a_branch_is_kept_as_its_commit(catalog: Catalog, hub: Hub):
 
 @pytest.mark.parametrize("ref", ["hf://org/x-GGUF:q8_0", "hf://org/x-GGUF:Q8_0"])
 def test_a_tag_chooses_a_gguf_file(catalog: Catalog, hub: Hub, ref: str):
-    hub.add("org/x-GGUF", {"README.md": b"", "q/x-Q4_K_M.gguf": b"GGUF4", "q/x-Q8_0.gguf": b"GGUF8"})
+    hub.add(
+        "org/x-GGUF", {"README.md": b"", "q/x-Q4_K_M.gguf": b"GGUF4", "q/x-Q8_0.gguf": b"GGUF8"}
+    )
     path = catalog.pull(ModelRef.parse(ref))
     assert (path.name, path.read_bytes()) == ("x-Q8_0.gguf", b"GGUF8")
     assert [str(model.card.ref) for model in catalog.list()] == [f"hf://org/x-GGUF:Q8_0@{COMMIT}"]
@@ -203,7 +205,12 @@ def test_what_is_not_there_is_told_apart(
     ],
 )
 def test_what_goes_wrong_leaves_nothing_and_is_said(
-    catalog: Catalog, hub: Hub, tmp_path: Path, path: str, fault: Fault, error: type[HyprstreamError]
+    catalog: Catalog,
+    hub: Hub,
+    tmp_path: Path,
+    path: str,
+    fault: Fault,
+    error: type[HyprstreamError],
 ):
     hub.add("org/tiny", FOLDER)
     hub.faults[path] = fault

@@ -19,6 +19,22 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx2
+from huggingface_hub import (
+    HfApi,
+    constants,
+    errors,
+    get_hf_file_metadata,
+    get_session,
+    hf_hub_url,
+    set_client_factory,
+)
+from huggingface_hub.file_download import http_get
+from huggingface_hub.utils import (  # type: ignore[attr-defined]  # documented, without __all__
+    build_hf_headers,
+    hf_raise_for_status,
+)
+
 MEMORY_BYTES = 2 << 30
 CHUNK_BYTES = 1 << 20
 _PORTS = {"http": 80, "https": 443}
@@ -70,9 +86,6 @@ class Client:
     """
 
     def __init__(self, endpoint: str, token: str | None) -> None:
-        import httpx2
-        from huggingface_hub import HfApi, constants, set_client_factory
-
         hub = origin(endpoint)
 
         def keep_token(request: httpx2.Request) -> None:
@@ -115,10 +128,6 @@ class Client:
 
     def download(self, name: str, commit: str, file: str, size_bytes: int, into: str) -> None:
         """Bring a file, from where an earlier attempt ended."""
-        from huggingface_hub import get_hf_file_metadata, hf_hub_url
-        from huggingface_hub.file_download import http_get
-        from huggingface_hub.utils import build_hf_headers
-
         url = hf_hub_url(name, file, revision=commit, endpoint=self._endpoint)
         metadata = get_hf_file_metadata(
             url,
@@ -167,10 +176,7 @@ class Client:
         name: str = self._api.whoami()["name"]
         return name
 
-    def _get(self, path: str, **query: object) -> Any:
-        from huggingface_hub import get_session
-        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
-
+    def _get(self, path: str, **query: str | int | bool) -> Any:
         headers = build_hf_headers(token=self._token, library_name="hyprstream")
         response = get_session().get(self._endpoint + path, params=query, headers=headers)
         hf_raise_for_status(response)
@@ -179,9 +185,6 @@ class Client:
 
 def failure(error: BaseException) -> dict[str, Any]:
     """Say what an error of the library means, in one word, and what the server said."""
-    import httpx2
-    from huggingface_hub import errors
-
     kinds: list[tuple[type[BaseException], str]] = [
         (errors.GatedRepoError, "gated"),
         (errors.RepositoryNotFoundError, "no model"),
@@ -202,7 +205,9 @@ def failure(error: BaseException) -> dict[str, Any]:
         "status": response.status_code if response is not None else None,
         "retry_after_s": float(waiting) if waiting.isdecimal() else None,
         "errno": getattr(error, "errno", None),
-        "reason": (getattr(error, "server_message", None) or str(error) or type(error).__name__)[:500],
+        "reason": (getattr(error, "server_message", None) or str(error) or type(error).__name__)[
+            :500
+        ],
     }
 
 

@@ -151,15 +151,10 @@ def _gguf(repository: str, names: Sequence[str], tag: str | None) -> str:
 def _tagged(files: Sequence[str], tag: str) -> list[str]:
     """Find the files that a tag means: by name, by quantisation, by the end of the name."""
     wanted = tag.casefold()
-    rules = (
-        lambda name: PurePosixPath(name).name.casefold() in (wanted, f"{wanted}.gguf"),
-        lambda name: quant_of(name).casefold() == wanted,
-        lambda name: _whole_stem(name).casefold().endswith((f"-{wanted}", f".{wanted}")),
-    )
-    for rule in rules:
-        if found := [name for name in files if rule(name)]:
-            return found
-    return []
+    by_name = [n for n in files if PurePosixPath(n).name.casefold() in (wanted, f"{wanted}.gguf")]
+    by_quant = [n for n in files if quant_of(n).casefold() == wanted]
+    ends = (f"-{wanted}", f".{wanted}")
+    return by_name or by_quant or [n for n in files if _whole_stem(n).casefold().endswith(ends)]
 
 
 def _stem(name: str) -> str:

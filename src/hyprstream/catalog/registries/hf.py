@@ -19,7 +19,7 @@ from hyprstream.catalog.hub.answers import HubFile, HubModel, chunks, read_found
 from hyprstream.catalog.hub.failures import Asked, to_error
 from hyprstream.catalog.hub.process import HubFailureError, HubProcess
 from hyprstream.catalog.hub.selection import choose
-from hyprstream.catalog.offer import Offer, RegistryStatus
+from hyprstream.catalog.offer import Offer, RegistryState, RegistryStatus
 from hyprstream.catalog.staging import Staging
 from hyprstream.errors import (
     AccessError,
@@ -166,20 +166,15 @@ class HfRegistry:
             with self._asking("nothing") as hub:
                 hub.ask("ping" if token is None else "whoami")
         except HyprstreamError as error:
-            states = ((OfflineError, "offline"), (AccessError, "unauthorized"))
-            state = next((word for kind, word in states if isinstance(error, kind)), "unreachable")
-            return RegistryStatus(
-                scheme=self._scheme,
-                address=self._address,
-                state=state,
-                authenticated=token is not None,
-                problem=str(error),
-            )
+            problem: HyprstreamError | None = error
+        else:
+            problem = None
         return RegistryStatus(
             scheme=self._scheme,
             address=self._address,
-            state="ready",
+            state=_state(problem),
             authenticated=token is not None,
+            problem=None if problem is None else str(problem),
         )
 
     def _take(
@@ -211,9 +206,7 @@ class HfRegistry:
     ) -> Iterator[HubProcess]:
         token = token or self._connection.token(self._scheme)
         try:
-            with HubProcess(
-                self._connection.environ, self._address, token, idle_s=_IDLE_S
-            ) as hub:
+            with HubProcess(self._connection.environ, self._address, token, idle_s=_IDLE_S) as hub:
                 yield hub
         except HubFailureError as failure:
             login = f"hyprstream auth login --provider {self._scheme}"
@@ -233,6 +226,18 @@ class HfRegistry:
 
     def _is_set(self, variable: str) -> bool:
         return self._connection.environ.get(variable, "").lower() in _TRUE
+
+
+def _state(problem: HyprstreamError | None) -> RegistryState:
+    match problem:
+        case None:
+            return "ready"
+        case OfflineError():
+            return "offline"
+        case AccessError():
+            return "unauthorized"
+        case _:
+            return "unreachable"
 
 
 def _chosen(
