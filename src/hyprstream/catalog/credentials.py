@@ -6,11 +6,11 @@ is bound to the address that it was given for and is not found for another one.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 from urllib.parse import urlsplit
 
 from hyprstream.catalog.token_file import TOKEN, Entry, TokenFile
@@ -125,6 +125,7 @@ class Credential:
     removable: bool
 
 
+@runtime_checkable
 class Keyring(Protocol):
     """What a backend of the library `keyring` offers."""
 
@@ -155,11 +156,11 @@ class Credentials:
     Args:
         folder: For the file that is used where there is no keyring.
         environ: The environment, which comes first.
-        keyring: The system's; None keeps tokens in the file.
+        keyring: Finds the system's, when it is needed; None keeps tokens in the file.
     """
 
     def __init__(
-        self, folder: Path, *, environ: Mapping[str, str], keyring: Keyring | None
+        self, folder: Path, *, environ: Mapping[str, str], keyring: Callable[[], Keyring | None]
     ) -> None:
         self._file = TokenFile(folder)
         self._environ = environ
@@ -205,8 +206,14 @@ class Credentials:
         """Keep a token in the keyring, or else in the file, in place of an earlier one.
 
         Raises:
-            InvalidSettingsError: The file is open to others, or cannot be read or written.
+            InvalidSettingsError: The file is open to others, or cannot be read or written; or
+                the token could be read on its way to the provider.
         """
+        if not provider.is_private:
+            raise InvalidSettingsError(
+                f"{provider.address} is not encrypted: whoever is on the way could read the token",
+                hint="Use an address that begins with https://.",
+            )
         origin, place = origin_of(provider.address), "the system's keyring"
         in_keyring = self._put_in_keyring(provider, secret)
         with self._file.changing() as tokens:
@@ -224,9 +231,10 @@ class Credentials:
         Returns:
             Whether there was anything.
         """
+        keyring = self._keyring()
         found = self._from_keyring(provider) is not None
-        if found and self._keyring is not None:
-            self._keyring.delete_password(_SERVICE, _username(provider))
+        if found and keyring is not None:
+            keyring.delete_password(_SERVICE, _username(provider))
         with self._file.changing() as tokens:
             kept = [entry for entry in tokens if entry.provider != provider.name]
             found |= len(kept) < len(tokens)
@@ -234,20 +242,22 @@ class Credentials:
         return found
 
     def _from_keyring(self, provider: Provider) -> str | None:
-        if self._keyring is None:
+        keyring = self._keyring()
+        if keyring is None:
             return None
         try:
-            return self._keyring.get_password(_SERVICE, _username(provider))
+            return keyring.get_password(_SERVICE, _username(provider))
         except Exception as error:  # noqa: BLE001 - of whatever service is behind it
             log.debug("the system's keyring failed: %s", type(error).__name__)
             return None
 
     def _put_in_keyring(self, provider: Provider, secret: Secret) -> bool:
         """Tell whether the keyring has it now: some take everything and keep nothing."""
-        if self._keyring is None:
+        keyring = self._keyring()
+        if keyring is None:
             return False
         try:
-            self._keyring.set_password(_SERVICE, _username(provider), secret.reveal())
+            keyring.set_password(_SERVICE, _username(provider), secret.reveal())
         except Exception as error:  # noqa: BLE001 - of whatever service is behind it
             log.debug("the system's keyring failed: %s", type(error).__name__)
             return False

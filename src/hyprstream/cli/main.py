@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from hyprstream import __version__
-from hyprstream.cli import chat, doctor, infer, lora, model, quickstart
+from hyprstream.cli import auth, chat, doctor, infer, lora, model, quickstart
 from hyprstream.cli.options import QuietOption
 from hyprstream.cli.output import Output
 from hyprstream.cli.session import Context, Session, session_of
@@ -74,6 +74,7 @@ def _build() -> typer.Typer:
     app.command()(chat.chat)
     app.add_typer(model.app, name="model")
     app.add_typer(lora.app, name="lora")
+    app.add_typer(auth.app, name="auth")
     app.command()(quickstart.quickstart)
     app.command()(doctor.doctor)
     for alias, command in (("pull", model.pull), ("ls", model.list_models), ("rm", model.remove)):

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hyprstream.catalog.card import Progress
     from hyprstream.catalog.catalog import Catalog
+    from hyprstream.catalog.credentials import Provider
     from hyprstream.engine.request import Grammar, SamplingParams
     from hyprstream.lora.exchange.coverage import Coverage
     from hyprstream.lora.spec import LoraSpec
     from hyprstream.lora.summary import ModuleChange, ModuleSummary
+    from hyprstream.runtime.accounts import Account, Accounts, open_accounts
     from hyprstream.runtime.adapted import (
         LoadedAdapter,
         Recipe,
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
     from hyprstream.vdb.statistics import GridStatistics
 
 _HOMES = {
+    "Account": "hyprstream.runtime.accounts",
+    "Accounts": "hyprstream.runtime.accounts",
     "AdapterDiff": "hyprstream.runtime.adapter_records",
     "AdapterInfo": "hyprstream.runtime.adapter_records",
     "Adapters": "hyprstream.runtime.adapters",
@@ -60,6 +64,7 @@ _HOMES = {
     "ModuleSummary": "hyprstream.lora.summary",
     "Note": "hyprstream.store.records",
     "Progress": "hyprstream.catalog.card",
+    "Provider": "hyprstream.catalog.credentials",
     "Recipe": "hyprstream.runtime.adapted",
     "SamplingParams": "hyprstream.engine.request",
     "Settings": "hyprstream.runtime.settings",
@@ -74,12 +79,15 @@ _HOMES = {
     "import_adapter": "hyprstream.runtime.exchange",
     "load_adapter": "hyprstream.runtime.adapted",
     "load_settings": "hyprstream.runtime.settings",
+    "open_accounts": "hyprstream.runtime.accounts",
     "open_adapters": "hyprstream.runtime.adapters",
     "open_catalog": "hyprstream.runtime.models",
     "set_threads": "hyprstream.runtime.device",
 }
 
 __all__ = [
+    "Account",
+    "Accounts",
     "AdapterDiff",
     "AdapterInfo",
     "Adapters",
@@ -100,6 +108,7 @@ __all__ = [
     "ModuleSummary",
     "Note",
     "Progress",
+    "Provider",
     "Recipe",
     "SamplingParams",
     "Settings",
@@ -114,6 +123,7 @@ __all__ = [
     "import_adapter",
     "load_adapter",
     "load_settings",
+    "open_accounts",
     "open_adapters",
     "open_catalog",
     "set_threads",

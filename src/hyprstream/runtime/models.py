@@ -1,12 +1,34 @@
-"""The catalog of this machine, as the settings place it."""
+"""The catalog of this machine, as the settings place it, and the tokens that it may use."""
 
 import os
 
 from hyprstream.catalog.cache import ModelCache
 from hyprstream.catalog.catalog import Catalog
+from hyprstream.catalog.credentials import Credentials, system_keyring
+from hyprstream.catalog.providers import providers
 from hyprstream.runtime.settings import Settings
 
 
 def open_catalog(settings: Settings) -> Catalog:
     """Open the model cache; nothing is created until something is pulled."""
-    return Catalog(ModelCache(settings.cache_folder), environ=os.environ, offline=settings.offline)
+    credentials, known = open_credentials(settings), providers(os.environ, {})
+
+    def token(name: str) -> str | None:
+        found = credentials.find(known[name]) if name in known else None
+        return None if found is None else found.secret.reveal()
+
+    return Catalog(
+        ModelCache(settings.cache_folder),
+        environ=os.environ,
+        token=token,
+        offline=settings.offline,
+    )
+
+
+def open_credentials(settings: Settings) -> Credentials:
+    """Open the user's tokens; nothing is read until one is asked for."""
+    return Credentials(
+        settings.credentials_folder,
+        environ=os.environ,
+        keyring=system_keyring if settings.keyring else lambda: None,
+    )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hyprstream.catalog.hub.snapshots import cache_folder, find
+from hyprstream.catalog.hub.snapshots import find
 from tests.catalog.hub_server import COMMIT, Hub, hub_serving
 
 SHARDS = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
@@ -121,28 +121,3 @@ def test_links_out_of_the_cache_and_strange_notes_are_not_followed(tmp_path: Pat
         assert find(cache, "org/x", COMMIT, None) is not None  # as without it
     (repository / "trees" / f"{COMMIT}.json").write_text('{"files": {"x-Q8_0.gguf": {"size": 3}}}')
     assert find(cache, "org/x", COMMIT, None) is None
-
-
-@pytest.mark.parametrize(
-    ("environ", "folder"),
-    [
-        ({}, "~/.cache/huggingface/hub"),
-        ({"XDG_CACHE_HOME": "/x"}, "/x/huggingface/hub"),
-        ({"HF_HOME": "/h", "XDG_CACHE_HOME": "/x"}, "/h/hub"),
-        ({"HF_HOME": "/h", "HUGGINGFACE_HUB_CACHE": "/old"}, "/old"),
-        ({"HF_HUB_CACHE": "/new", "HUGGINGFACE_HUB_CACHE": "/old"}, "/new"),
-    ],
-)
-def test_the_cache_is_where_the_hubs_tools_have_it(environ, folder):
-    assert cache_folder(environ) == Path(folder).expanduser()
-    program = "from huggingface_hub import constants; print(constants.HF_HUB_CACHE)"
-    names = ("HF_HOME", "XDG_CACHE_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")
-    plain = {name: value for name, value in os.environ.items() if name not in names}
-    theirs = subprocess.run(
-        [sys.executable, "-c", program],
-        check=True,
-        capture_output=True,
-        text=True,
-        env={**plain, **environ},
-    )
-    assert theirs.stdout.strip() == str(Path(folder).expanduser())

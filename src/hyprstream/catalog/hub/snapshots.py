@@ -22,15 +22,6 @@ _MAX_NOTE_BYTES = 64 << 20  # of a list of files, and of an index of shards
 _MAX_FILES = 10_000
 
 
-def cache_folder(environ: Mapping[str, str]) -> Path:
-    """Name the folder of the cache, as the Hub's tools find it."""
-    home = environ.get("HF_HOME")
-    if not home:
-        home = f"{environ.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
-    named = environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE")
-    return Path(named or f"{home}/hub").expanduser()
-
-
 def find(cache: Path, name: str, revision: str | None, tag: str | None) -> Path | None:
     """Find what a loader opens.
 

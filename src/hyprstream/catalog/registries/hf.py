@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from hyprstream.catalog.card import FileEntry, ModelCard, Progress, SilentProgress
 from hyprstream.catalog.connection import Connection
-from hyprstream.catalog.hub import snapshots
+from hyprstream.catalog.hub import environment, snapshots
 from hyprstream.catalog.hub.answers import HubFile, HubModel, chunks, read_found, read_model
 from hyprstream.catalog.hub.failures import Asked, to_error
 from hyprstream.catalog.hub.process import HubFailureError, HubProcess
@@ -31,10 +31,7 @@ from hyprstream.errors import (
 )
 from hyprstream.refs import ModelRef
 
-DEFAULT_ENDPOINT = "https://huggingface.co"
-
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,95})?")
-_TRUE = frozenset({"1", "on", "yes", "true"})
 _IDLE_S = 180.0
 _MAX_FILE_BYTES = 50_000_000_000  # what the Hub gives out in one piece over HTTP
 _MAX_FILES = 10_000
@@ -50,10 +47,10 @@ class HfRegistry:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        environ, options = connection.environ, connection.options
-        address = options.get("url") or environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT
+        self._environ = connection.environ
+        address = connection.options.get("url") or environment.endpoint(connection.environ)
         self._address = address.rstrip("/")
-        self._scheme = options.get("scheme", "hf")
+        self._scheme = connection.options["scheme"]
 
     def canonical(self, ref: ModelRef) -> ModelRef:
         """Write a quantisation in capitals and leave `main` away: one model has one name.
@@ -75,7 +72,7 @@ class HfRegistry:
         """Find the model in the cache of the Hub's own tools, if all of it is there."""
         if self._connection.options.get("url"):
             return None  # that cache does not say which Hub a model is from
-        cache = snapshots.cache_folder(self._connection.environ)
+        cache = environment.cache_folder(self._environ)
         return snapshots.find(cache, ref.name, ref.revision, ref.tag)
 
     def fetch(self, ref: ModelRef, staging: Staging, progress: Progress) -> ModelCard:
@@ -100,7 +97,7 @@ class HfRegistry:
     ) -> ModelCard:
         """Download the files that fit one of the shell patterns; without any, as `fetch`."""
         self._require_network(f"fetching {ref}")
-        if self._is_set("HF_HUB_DISABLE_PROGRESS_BARS"):
+        if environment.is_set(self._environ, "HF_HUB_DISABLE_PROGRESS_BARS"):
             progress = SilentProgress()
         with self._asking(str(ref), name=ref.name) as hub:
             progress.start(f"looking for {ref}", None)
@@ -217,15 +214,12 @@ class HfRegistry:
 
     def _require_network(self, what: str) -> None:
         self._connection.require_network(what)
-        for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
-            if self._is_set(variable):
+        for variable in environment.OFFLINE:
+            if environment.is_set(self._environ, variable):
                 raise OfflineError(
                     f"{what} needs the network, and {variable} is set",
                     hint=f"Unset {variable}, or use what `hyprstream model list` shows.",
                 )
-
-    def _is_set(self, variable: str) -> bool:
-        return self._connection.environ.get(variable, "").lower() in _TRUE
 
 
 def _state(problem: HyprstreamError | None) -> RegistryState:
