@@ -7,16 +7,16 @@ those of the call, the memory is bounded, and whoever waits for it may end it.
 Talks in lines of JSON. The first line of stdin has the endpoint and the token, which is thus no
 part of a command line or an environment. Each line after it asks for one thing: `do` names a
 method of `Client`, the rest are its arguments. On stdout follow any number of
-`{"bytes": number}` and at last `{"done": answer}` or `{"failed": kind, ...}`.
+`{"bytes": number}`, each followed by so many bytes, and of `{"restart": true}`, which takes them
+back; at last `{"done": answer}` or `{"failed": kind, ...}`.
 """
 
+import io
 import json
-import os
 import resource
 import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit
 
 import httpx2
@@ -34,6 +34,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # documented,
     build_hf_headers,
     hf_raise_for_status,
 )
+from typing_extensions import override
 
 MEMORY_BYTES = 2 << 30
 CHUNK_BYTES = 1 << 20
@@ -56,25 +57,41 @@ class TooLongError(Exception):
     """Report content that goes on after the end that was announced."""
 
 
-class Counter:
-    """What the library takes for a progress bar: counts, tells, and ends what never ends."""
+class Pipe(io.RawIOBase):
+    """What the library takes for a file: its content goes to whoever asked, never to a disk."""
 
-    def __init__(self, *, initial: int, limit: int) -> None:
-        self._num_bytes = initial
+    def __init__(self, *, offset: int, limit: int) -> None:
+        self._offset = offset
         self._limit = limit
 
-    def __enter__(self) -> "Counter":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Nothing to close."""
-
-    def update(self, num_bytes: int) -> None:
-        """Count bytes that came, or went; called before they are written."""
-        self._num_bytes += num_bytes
-        if self._num_bytes > self._limit:
+    @override
+    def write(self, data: Any) -> int:
+        """Hand on a piece; ends what goes on after its end."""
+        if self._offset + len(data) > self._limit:
             raise TooLongError
-        say(bytes=num_bytes)
+        say(bytes=len(data))
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+        self._offset += len(data)
+        return len(data)
+
+    @override
+    def tell(self) -> int:
+        """Return how much there is."""
+        return self._offset
+
+    @override
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go back to the beginning, the only place that the library goes back to."""
+        assert (offset, whence) == (0, io.SEEK_SET)
+        return 0
+
+    @override
+    def truncate(self, size: int | None = None) -> int:
+        """Take all back: the server sends the content from its beginning."""
+        say(restart=True)
+        self._offset = 0
+        return 0
 
 
 class Client:
@@ -126,8 +143,8 @@ class Client:
             ],
         }
 
-    def download(self, name: str, commit: str, file: str, size_bytes: int, into: str) -> None:
-        """Bring a file, from where an earlier attempt ended."""
+    def download(self, name: str, commit: str, file: str, offset: int, size_bytes: int) -> None:
+        """Bring a file, from an offset on."""
         url = hf_hub_url(name, file, revision=commit, endpoint=self._endpoint)
         metadata = get_hf_file_metadata(
             url,
@@ -138,18 +155,13 @@ class Client:
         )
         headers = build_hf_headers(token=self._token, library_name="hyprstream")
         headers["accept-encoding"] = "identity"  # packed content cannot be resumed
-        with Path(into).open("ab") as stream:
-            there = stream.tell()
-            http_get(
-                metadata.location,
-                stream,
-                resume_size=there,
-                headers=headers,
-                expected_size=size_bytes,
-                tqdm_class=lambda **bar: Counter(initial=bar["initial"], limit=size_bytes),  # type: ignore[arg-type]  # quacks like one
-            )
-            stream.flush()
-            os.fsync(stream.fileno())
+        http_get(
+            metadata.location,
+            cast("BinaryIO", Pipe(offset=offset, limit=size_bytes)),
+            resume_size=offset,
+            headers=headers,
+            expected_size=size_bytes,
+        )
 
     def search(self, query: str, limit: int) -> list[dict[str, Any]]:
         """List models whose names fit, those that were fetched most often first."""

@@ -5,16 +5,16 @@ import os
 import select
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from hyprstream.errors import UnavailableError
 
 _PROGRAM = Path(__file__).with_name("client.py")
 _MAX_LINE_BYTES = 64 << 20
-_READ_BYTES = 1 << 16
+_READ_BYTES = 1 << 20
 
 # The library reads them when it is imported. What it would do by itself is switched off: use a
 # token that it finds, tell which programs run, draw bars, take files through a second protocol.
@@ -63,6 +63,19 @@ class HubFailureError(Exception):
         self.errno = errno
 
 
+@runtime_checkable
+class Sink(Protocol):
+    """Takes the content of a file."""
+
+    def write(self, content: bytes, /) -> object:
+        """Append a piece."""
+        ...
+
+    def restart(self) -> None:
+        """Forget all pieces: the content comes again, from its beginning."""
+        ...
+
+
 class HubProcess:
     """One run of the client; used in a `with` block, by one thread.
 
@@ -109,26 +122,28 @@ class HubProcess:
                     continue
         self._child.wait()
 
-    def ask(
-        self, do: str, *, advance: Callable[[int], None] | None = None, **arguments: object
-    ) -> Any:
+    def ask(self, do: str, *, sink: Sink | None = None, **arguments: object) -> Any:
         """Have a method of `client.Client` called.
 
         Args:
             do: Its name.
-            advance: Told how many bytes came, each time; negative if they have to come again.
+            sink: Takes the content that comes, where any does.
             arguments: What it is called with.
 
         Raises:
             HubFailureError: It failed.
-            UnavailableError: The process ended, or said what it never says.
+            UnavailableError: The process ended.
         """
         self._send({"do": do, **arguments})
         while True:
             message = self._receive()
             if "bytes" in message:
-                if advance is not None:
-                    advance(message["bytes"])
+                content = self._take(message["bytes"])
+                assert sink is not None, f"{do} brought content"
+                sink.write(content)
+            elif "restart" in message:
+                assert sink is not None, f"{do} brought content"
+                sink.restart()
             elif "failed" in message:
                 kind, reason = message.pop("failed"), message.pop("reason")
                 raise HubFailureError(kind, self._without_token(reason), **message)
@@ -144,20 +159,30 @@ class HubProcess:
             raise self._ended() from error
 
     def _receive(self) -> dict[str, Any]:
+        while b"\n" not in self._pending:
+            self._read()
+            if len(self._pending) > _MAX_LINE_BYTES:
+                raise self._ended()
+        message: dict[str, Any] = json.loads(self._take(self._pending.index(b"\n") + 1))
+        return message
+
+    def _take(self, num_bytes: int) -> bytes:
+        while len(self._pending) < num_bytes:
+            self._read()
+        taken = bytes(self._pending[:num_bytes])
+        del self._pending[:num_bytes]
+        return taken
+
+    def _read(self) -> None:
         assert self._child.stdout is not None
         pipe = self._child.stdout.fileno()
-        while b"\n" not in self._pending:
-            readable, _, _ = select.select([pipe], [], [], self._idle_s)
-            if not readable:
-                raise HubFailureError("silent", f"nothing came for {self._idle_s:.0f} s")
-            data = os.read(pipe, _READ_BYTES)
-            self._pending += data
-            if not data or len(self._pending) > _MAX_LINE_BYTES:
-                raise self._ended()
-        line, _, rest = self._pending.partition(b"\n")
-        self._pending = rest
-        message: dict[str, Any] = json.loads(line)
-        return message
+        readable, _, _ = select.select([pipe], [], [], self._idle_s)
+        if not readable:
+            raise HubFailureError("silent", f"nothing came for {self._idle_s:.0f} s")
+        data = os.read(pipe, _READ_BYTES)
+        if not data:
+            raise self._ended()
+        self._pending += data
 
     def _without_token(self, text: str) -> str:
         """Cross the token out of what a server said: it may say what it was told."""
