@@ -5,6 +5,7 @@
     manifests/<scheme>/<name>/<revision>.json   the model exists if and only if this does
     manifests/<scheme>/<name>/newest         the revision that a reference without one means
     locks/  temp/                            one lock per model and one for the whole; staging
+    partial/                                 downloads that are not complete; see partials.py
 
 A slash in a name or revision is written %2F and a tag follows after %3A, so every model has a
 folder of its own. A model is built in temp/ and moved into place whole; its manifest is
@@ -26,6 +27,7 @@ from urllib.parse import quote
 
 from hyprstream.catalog import manifest
 from hyprstream.catalog.card import FileEntry, ModelCard, Progress, SilentProgress
+from hyprstream.catalog.partials import Partials
 from hyprstream.catalog.staging import Staging
 from hyprstream.errors import (
     CacheBusyError,
@@ -128,7 +130,12 @@ class ModelCache:
                 attempts.mkdir(parents=True, exist_ok=True)
                 folder = Path(tempfile.mkdtemp(dir=attempts))
             try:
-                yield Staging(ref, folder)
+                yield Staging(
+                    ref,
+                    folder,
+                    partials=self._partials(),
+                    blobs=inside(self._root, "blobs", "sha256"),
+                )
             finally:
                 shutil.rmtree(attempts, ignore_errors=True)
 
@@ -158,6 +165,7 @@ class ModelCache:
                 newest = (card.ref.revision or "").encode()
                 write_atomic(self._newest_file(card.ref), newest, scratch=staging.folder)
             self._collect()
+        staging.forget_partials()
         model = self.find(card.ref)
         assert model is not None, f"{card.ref} was committed and is not there"
         return model
@@ -223,7 +231,7 @@ class ModelCache:
 
     def _collect(self) -> int:
         """Remove what no manifest stands for; the caller holds the cache's lock."""
-        freed_bytes = self._collect_temp()
+        freed_bytes = self._collect_temp() + self._partials().collect()
         for view in self._root.glob("models/*/*/*"):
             scheme, name, revision = view.parts[-3:]
             if not inside(self._root, "manifests", scheme, name, f"{revision}.json").exists():
@@ -280,6 +288,9 @@ class ModelCache:
             return replace(ref, revision=revision).revision
         except (FileNotFoundError, InvalidReferenceError, UnicodeDecodeError):
             return None
+
+    def _partials(self) -> Partials:
+        return Partials(inside(self._root, "partial"))
 
     def _locked(self) -> AbstractContextManager[None]:
         return lock(self._lock_file("cache"), "the model cache", SilentProgress())

@@ -36,15 +36,23 @@ class FileEntry:
         Raises:
             InvalidReferenceError: The name or the hash is outside its alphabet.
         """
-        parts = self.name.split("/")
-        named = _FILE_NAME.fullmatch(self.name) and len(self.name) <= 255
-        if not named or any(_DEVICE.fullmatch(part) or part.endswith(".") for part in parts):
-            raise InvalidReferenceError(
-                f"{self.name!r} is not a file name that the model cache admits",
-                hint="Use letters, digits and . _ + - in the names of model files.",
-            )
+        check_file_name(self.name)
         if not SHA256.fullmatch(self.sha256):
             raise InvalidReferenceError(f"{self.sha256!r} is not the SHA-256 of {self.name}")
+
+
+def check_file_name(name: str) -> None:
+    """Reject a name that could leave its folder, or mean something else on another system.
+
+    Raises:
+        InvalidReferenceError: The name is outside the alphabet, too long, or a device's.
+    """
+    named = _FILE_NAME.fullmatch(name) and len(name) <= 255
+    if not named or any(_DEVICE.fullmatch(part) or part.endswith(".") for part in name.split("/")):
+        raise InvalidReferenceError(
+            f"{name[:300]!r} is not a file name that the model cache admits",
+            hint="Use letters, digits and . _ + - in the names of model files.",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,8 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from hyprstream.catalog.card import FileEntry
+from hyprstream.catalog.partials import Partial, Partials
 from hyprstream.errors import ChecksumMismatchError, StorageFullError
-from hyprstream.files import storage
+from hyprstream.files import link, sha256_of, storage
 from hyprstream.refs import ModelRef
 
 
@@ -21,12 +22,23 @@ class Staging:
     Attributes:
         ref: What is being fetched, as it was asked for.
         folder: Room for whatever else a registry needs on the way; removed with the staging.
+        partials: Downloads that are not complete; they outlive the staging.
     """
 
-    def __init__(self, ref: ModelRef, folder: Path) -> None:
+    def __init__(
+        self,
+        ref: ModelRef,
+        folder: Path,
+        *,
+        partials: Partials | None = None,
+        blobs: Path | None = None,
+    ) -> None:
         self.ref = ref
         self.folder = folder
+        self.partials = partials or Partials(folder / "partial")
+        self._blobs = blobs
         self._files: dict[FileEntry, Path] = {}
+        self._taken: list[Partial] = []
 
     @property
     def files(self) -> tuple[FileEntry, ...]:
@@ -50,6 +62,40 @@ class Staging:
                 hint="Free some space, or keep the model cache on another disk.",
             )
 
+    def reuse(self, name: str, *, size_bytes: int | None, sha256: str) -> bool:
+        """Take in a file whose content the cache has already; False if it has not, or damaged."""
+        if self._blobs is None:
+            return False
+        blob, file = self._blobs / sha256, self._next_file()
+        try:
+            file.hardlink_to(blob)
+        except OSError:
+            return False  # whatever the reason is, a download may still succeed
+        with storage(self.folder):
+            found_bytes = file.stat().st_size
+            if size_bytes not in (None, found_bytes) or sha256_of(file) != sha256:
+                file.unlink()
+                return False
+        self._files[FileEntry(name=name, size_bytes=found_bytes, sha256=sha256)] = file
+        return True
+
+    def take(self, name: str, partial: Partial) -> None:
+        """Take in a download that is complete; it is forgotten when the model exists."""
+        entry = FileEntry(
+            name=name, size_bytes=partial.num_bytes, sha256=partial.sha256.hexdigest()
+        )
+        file = self._next_file()
+        with storage(self.folder):
+            link(partial.file, file)
+        self._files[entry] = file
+        self._taken.append(partial)
+
+    def forget_partials(self) -> None:
+        """Remove the downloads that were taken in: the model exists and has them."""
+        for partial in self._taken:
+            self.partials.forget(partial)
+        self._taken.clear()
+
     def write(
         self, name: str, chunks: Iterable[bytes], *, size_bytes: int, sha256: str | None
     ) -> None:
@@ -66,7 +112,7 @@ class Staging:
             InvalidReferenceError: The cache does not admit the name.
             StorageFullError: The disk is full.
         """
-        file = self.folder / f"{len(self._files)}.part"
+        file = self._next_file()
         digest, num_bytes = hashlib.sha256(), 0
         with storage(self.folder), file.open("wb") as stream:
             for chunk in chunks:
@@ -92,3 +138,6 @@ class Staging:
             )
         entry = FileEntry(name=name, size_bytes=size_bytes, sha256=digest.hexdigest())
         self._files[entry] = file
+
+    def _next_file(self) -> Path:
+        return self.folder / f"{len(self._files)}.part"
