@@ -42,6 +42,7 @@ class Fault:
         announced: The length that is announced, if it is not that.
         endless: Bytes follow until the client hangs up.
         packed: The content comes compressed.
+        no_ranges: All of it comes, whatever part was asked for.
         times: For how many answers; None for all.
     """
 
@@ -53,6 +54,7 @@ class Fault:
     announced: int | None = None
     endless: bool = False
     packed: bool = False
+    no_ranges: bool = False
     times: int | None = None
 
 
@@ -335,7 +337,8 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self._fault
         content = content if fault.content is None else fault.content
         start = 0
-        if match := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")):
+        wanted = "" if fault.no_ranges else self.headers.get("Range", "")
+        if match := re.fullmatch(r"bytes=(\d+)-", wanted):
             start = int(match[1])
             if start >= len(content):
                 self._send(416, b"", {"Content-Range": f"bytes */{len(content)}"})

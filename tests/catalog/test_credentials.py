@@ -1,9 +1,11 @@
 import logging
 import pickle
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from typing_extensions import override
 
 from hyprstream.catalog.credentials import (
     Credentials,
@@ -18,6 +20,10 @@ from hyprstream.errors import InvalidSettingsError
 
 HUB = Provider(name="hf", address="https://hub.example", variables=("HF_TOKEN", "OLD_TOKEN"))
 MIRROR = Provider(name="hf", address="https://mirror.example", variables=("HF_TOKEN",))
+
+
+NOTHING: Mapping[str, str] = {}
+HUSH = {"HF_TOKEN": "hush"}
 
 
 class MemoryKeyring:
@@ -39,21 +45,26 @@ class MemoryKeyring:
 class LockedKeyring(MemoryKeyring):
     """One that nobody unlocks."""
 
+    @override
     def get_password(self, service: str, username: str) -> str | None:
         raise RuntimeError(f"locked: {service} {username}")
 
+    @override
     def set_password(self, service: str, username: str, password: str) -> None:
-        raise RuntimeError(f"locked: {password}")
+        raise RuntimeError(f"locked: {service} {username} {password}")
 
 
 class ForgetfulKeyring(MemoryKeyring):
     """One that takes everything and keeps nothing, as keyring's null backend."""
 
+    @override
     def set_password(self, service: str, username: str, password: str) -> None:
         """Keep nothing."""
 
 
-def credentials(folder: Path, keyring: Keyring | None = None, **environ: str) -> Credentials:
+def credentials(
+    folder: Path, keyring: Keyring | None = None, environ: Mapping[str, str] = NOTHING
+) -> Credentials:
     return Credentials(folder / "credentials", environ=environ, keyring=lambda: keyring)
 
 
@@ -71,9 +82,9 @@ def test_the_environment_comes_first_then_the_keyring_then_the_file(tmp_path: Pa
     keyring.set_password("hyprstream", "hf https://hub.example", "in-keyring")
     assert token_of(credentials(tmp_path, keyring)) == ("in-keyring", "the system's keyring")
     both = {"HF_TOKEN": " in-environment\n", "OLD_TOKEN": "older"}
-    assert token_of(credentials(tmp_path, keyring, **both)) == ("in-environment", "HF_TOKEN")
+    assert token_of(credentials(tmp_path, keyring, both)) == ("in-environment", "HF_TOKEN")
     blank = {"HF_TOKEN": " ", "OLD_TOKEN": "older"}
-    assert token_of(credentials(tmp_path, keyring, **blank)) == ("older", "OLD_TOKEN")
+    assert token_of(credentials(tmp_path, keyring, blank)) == ("older", "OLD_TOKEN")
 
 
 def test_what_other_tools_keep_comes_last(tmp_path: Path):
@@ -161,11 +172,11 @@ def test_a_token_is_neither_kept_for_nor_sent_over_what_everybody_can_read(
     with pytest.raises(InvalidSettingsError, match="not encrypted"):
         credentials(tmp_path).keep(plain, Secret("a"))
     with caplog.at_level(logging.WARNING):
-        assert credentials(tmp_path, HF_TOKEN="hush").find(plain) is None
+        assert credentials(tmp_path, environ=HUSH).find(plain) is None
     assert "not encrypted" in caplog.text
     assert "hush" not in caplog.text
     here = Provider(name="hf", address="http://127.0.0.1:8080", variables=("HF_TOKEN",))
-    assert token_of(credentials(tmp_path, HF_TOKEN="hush"), here) == ("hush", "HF_TOKEN")
+    assert token_of(credentials(tmp_path, environ=HUSH), here) == ("hush", "HF_TOKEN")
 
 
 def test_forgetting_leaves_nothing(tmp_path: Path):
@@ -173,7 +184,7 @@ def test_forgetting_leaves_nothing(tmp_path: Path):
     for source in (credentials(tmp_path), credentials(tmp_path, keyring)):
         source.keep(HUB, Secret("a"))
     credentials(tmp_path).keep(MIRROR, Secret("b"))
-    source = credentials(tmp_path, keyring, HF_TOKEN="stays")
+    source = credentials(tmp_path, keyring, {"HF_TOKEN": "stays"})
     assert source.forget(HUB)
     assert not source.forget(HUB)
     assert not keyring.kept
@@ -208,11 +219,11 @@ def test_what_is_no_token_is_refused_without_being_shown(tmp_path: Path, text: s
     assert not text.strip() or text.strip() not in f"{caught.value} {caught.value.hint}"
     if text.strip():
         with pytest.raises(InvalidSettingsError, match="HF_TOKEN"):
-            credentials(tmp_path, HF_TOKEN=text).find(HUB)
+            credentials(tmp_path, environ={"HF_TOKEN": text}).find(HUB)
 
 
 def test_a_secret_does_not_show(tmp_path: Path):
-    found = credentials(tmp_path, HF_TOKEN="hush").find(HUB)
+    found = credentials(tmp_path, environ=HUSH).find(HUB)
     kept = credentials(tmp_path).keep(HUB, Secret("hush"))
     for thing in (Secret("hush"), found, kept):
         assert "hush" not in f"{thing!r} {thing} {[thing]}"

@@ -54,7 +54,8 @@ def test_a_login_is_checked_kept_shown_and_forgotten(hyprstream, hub, tmp_path):
     assert (status["state"], status["place"]) == ("none", None)
 
 
-def test_a_token_on_the_command_line_is_taken_with_a_warning(hyprstream, hub):
+@pytest.mark.usefixtures("hub")
+def test_a_token_on_the_command_line_is_taken_with_a_warning(hyprstream):
     result = hyprstream("auth", "login", "--provider", "huggingface", "--token", TOKEN)
     assert result.code == 0
     assert "history of the shell" in result.err

@@ -1,14 +1,10 @@
 """What the Hub says, checked on the way in: it comes from a server."""
 
-import hashlib
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from hyprstream.errors import ChecksumMismatchError, RegistryAnswerError
-from hyprstream.files import CHUNK_BYTES
+from hyprstream.errors import RegistryAnswerError
 
 _MAX_FILES = 100_000
 _Name = Annotated[str, Field(min_length=1, max_length=1024)]
@@ -73,25 +69,6 @@ def read_found(answer: object, what: str) -> list[Found]:
         return TypeAdapter(list[Found]).validate_python(answer)
     except ValidationError as error:
         raise _senseless(error, what) from error
-
-
-def chunks(file: Path, promised: HubFile, what: str) -> Iterator[bytes]:
-    """Read a small file in pieces, and compare it at its end with its hash in git.
-
-    Raises:
-        ChecksumMismatchError: It has another.
-    """
-    digest = hashlib.sha1(b"blob %d\0" % promised.size_bytes, usedforsecurity=False)
-    with file.open("rb") as stream:
-        while chunk := stream.read(CHUNK_BYTES):
-            digest.update(chunk)
-            yield chunk
-    if promised.git_sha1 not in (None, digest.hexdigest()):
-        raise ChecksumMismatchError(
-            f"{promised.name} of {what} has the hash {digest.hexdigest()} in git, "
-            f"not {promised.git_sha1}",
-            hint="Pull it again; if that does not help, report it to the publisher.",
-        )
 
 
 def _senseless(error: ValidationError, what: str) -> RegistryAnswerError:

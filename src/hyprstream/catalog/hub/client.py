@@ -209,14 +209,13 @@ def failure(error: BaseException) -> dict[str, Any]:
     ]
     kind = next((word for known, word in kinds if isinstance(error, known)), "")
     response = getattr(error, "response", None)
-    if not kind and isinstance(error, OSError):
-        kind = "disk" if error.errno else "too short"
+    if not kind and isinstance(error, OSError):  # "Consistency check failed"
+        kind = "too short"
     waiting = response.headers.get("retry-after", "") if response is not None else ""
     return {
         "failed": kind or "strange",
         "status": response.status_code if response is not None else None,
         "retry_after_s": float(waiting) if waiting.isdecimal() else None,
-        "errno": getattr(error, "errno", None),
         "reason": (getattr(error, "server_message", None) or str(error) or type(error).__name__)[
             :500
         ],

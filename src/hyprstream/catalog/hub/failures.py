@@ -2,12 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from hyprstream.catalog.hub.process import HubFailureError
 from hyprstream.errors import (
     AuthenticationError,
-    ChecksumMismatchError,
     HyprstreamError,
     ModelAccessDeniedError,
     ModelNotFoundError,
@@ -15,7 +13,6 @@ from hyprstream.errors import (
     RegistryAnswerError,
     RegistryUnreachableError,
 )
-from hyprstream.files import storage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,8 +34,6 @@ class Asked:
 
 def to_error(failure: HubFailureError, asked: Asked) -> HyprstreamError:
     """Turn a failure into the error that a user can act on."""
-    if failure.errno is not None and failure.kind == "disk":
-        return _of_disk(failure)
     by_kind: dict[str, Callable[[HubFailureError, Asked], HyprstreamError]] = {
         "gated": _gated,
         "no model": _no_model,
@@ -46,8 +41,6 @@ def to_error(failure: HubFailureError, asked: Asked) -> HyprstreamError:
         "status": _by_status,
         "unreachable": _unreachable,
         "silent": _unreachable,
-        "too long": _other_length,
-        "too short": _other_length,
     }
     return by_kind.get(failure.kind, _strange)(failure, asked)
 
@@ -117,24 +110,8 @@ def _unreachable(failure: HubFailureError, asked: Asked) -> HyprstreamError:
     )
 
 
-def _other_length(failure: HubFailureError, asked: Asked) -> HyprstreamError:
-    return ChecksumMismatchError(
-        f"a file of {asked.what} is {failure.kind}: its length is not the one that was promised",
-        hint="Pull it again; if that does not help, report it to the publisher.",
-    )
-
-
 def _strange(failure: HubFailureError, asked: Asked) -> HyprstreamError:
     return RegistryAnswerError(
         f"the Hub's answer about {asked.what} makes no sense: {failure.reason!r}",
         hint="Look whether HF_ENDPOINT leads to a Hugging Face Hub.",
     )
-
-
-def _of_disk(failure: HubFailureError) -> HyprstreamError:
-    try:
-        with storage(Path("the model cache")):
-            raise OSError(failure.errno, failure.reason)
-    except HyprstreamError as error:
-        return error
-    raise AssertionError("storage() lets no OSError through")

@@ -43,7 +43,6 @@ class HubFailureError(Exception):
         reason: Text of the server or the library. Not trusted.
         status: The HTTP status, if the server answered with one.
         retry_after_s: When the server wants to be asked again, if it said so.
-        errno: What the operating system said, if it said anything.
     """
 
     def __init__(
@@ -53,14 +52,12 @@ class HubFailureError(Exception):
         *,
         status: int | None = None,
         retry_after_s: float | None = None,
-        errno: int | None = None,
     ) -> None:
         super().__init__(f"{kind}: {reason}")
         self.kind = kind
         self.reason = reason
         self.status = status
         self.retry_after_s = retry_after_s
-        self.errno = errno
 
 
 @runtime_checkable

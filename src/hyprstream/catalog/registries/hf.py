@@ -7,18 +7,19 @@ tools is used there.
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from hyprstream.catalog.card import FileEntry, ModelCard, Progress, SilentProgress
+from hyprstream.catalog.card import ModelCard, Progress, SilentProgress, check_file_name
 from hyprstream.catalog.connection import Connection
 from hyprstream.catalog.hub import environment, snapshots
-from hyprstream.catalog.hub.answers import HubFile, HubModel, chunks, read_found, read_model
+from hyprstream.catalog.hub.answers import HubFile, HubModel, read_found, read_model
 from hyprstream.catalog.hub.failures import Asked, to_error
 from hyprstream.catalog.hub.process import HubFailureError, HubProcess
 from hyprstream.catalog.hub.selection import choose
+from hyprstream.catalog.hub.transfer import Transfer
 from hyprstream.catalog.offer import Offer, RegistryState, RegistryStatus
 from hyprstream.catalog.staging import Staging
 from hyprstream.errors import (
@@ -105,13 +106,10 @@ class HfRegistry:
             model = read_model(answer, str(ref))
             pinned = replace(ref, revision=model.commit)
             files, entry = _chosen(pinned, model, patterns)
-            num_bytes = sum(file.size_bytes for file in files.values())
-            staging.reserve(num_bytes)
             progress.done()
-            progress.start(f"downloading {ref.name}", num_bytes)
-            for name, file in files.items():
-                self._take(hub, pinned, file, name, staging, progress.advance)
-            progress.done()
+            Transfer(
+                hub=hub, address=self._address, ref=pinned, staging=staging, progress=progress
+            ).bring(files)
         terms = f", license {model.terms}" if model.terms else ""
         source = f"{self._address}/{ref.name}/tree/{model.commit}{terms}"
         return ModelCard(ref=pinned, files=staging.files, entry=entry, source=source)
@@ -174,29 +172,6 @@ class HfRegistry:
             problem=None if problem is None else str(problem),
         )
 
-    def _take(
-        self,
-        hub: HubProcess,
-        ref: ModelRef,
-        file: HubFile,
-        name: str,
-        staging: Staging,
-        advance: Callable[[int], None],
-    ) -> None:
-        partial = staging.folder / "download"
-        hub.ask(
-            "download",
-            advance=advance,
-            name=ref.name,
-            commit=ref.revision,
-            file=file.name,
-            size_bytes=file.size_bytes,
-            into=str(partial),
-        )
-        content = chunks(partial, file, str(ref))
-        staging.write(name, content, size_bytes=file.size_bytes, sha256=file.sha256)
-        partial.unlink()
-
     @contextmanager
     def _asking(
         self, what: str, *, name: str = "", token: str | None = None
@@ -247,8 +222,7 @@ def _chosen(
     for name, file in files.items():
         if file.sha256 is None and file.git_sha1 is None:
             raise RegistryAnswerError(f"the Hub tells no hash of {file.name} of {ref}")
-        # Refuses a name that the cache does not admit, before anything is fetched.
-        FileEntry(name=name, size_bytes=file.size_bytes, sha256=file.sha256 or "0" * 64)
+        check_file_name(name)
         if file.size_bytes > _MAX_FILE_BYTES:
             raise UnsupportedError(
                 f"{file.name} of {ref} has {file.size_bytes:,} bytes, and the Hub gives out no "
