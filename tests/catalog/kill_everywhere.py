@@ -7,6 +7,7 @@ found. A process of one thread may fork; the one that runs the tests may not.
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def change(cache: ModelCache, action: str) -> None:
         repair(cache, send, TINY_1, SilentProgress())
 
 
-def send(ref: ModelRef, staging: Staging, _: Progress) -> ModelCard:
+def send(ref: ModelRef, staging: Staging, _: Progress, __: Sequence[str]) -> ModelCard:
     for name, content in OLD.items():
         staging.write(name, [content], size_bytes=len(content), sha256=None)
     return ModelCard(ref=ref, files=staging.files, entry="", source="a test")

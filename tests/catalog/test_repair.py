@@ -1,7 +1,7 @@
 """Damage of every kind is mended, with no more fetched than is needed."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -35,7 +35,9 @@ class Publisher:
         self.sent: list[str] = []
         self._promises = promises
 
-    def fetch(self, ref: ModelRef, staging: Staging, _: Progress) -> ModelCard:
+    def fetch(
+        self, ref: ModelRef, staging: Staging, _: Progress, __: Sequence[str]
+    ) -> ModelCard:
         for name, content in self.files.items():
             size_bytes, sha256 = len(content), hashlib.sha256(content).hexdigest()
             if not (self._promises and staging.reuse(name, size_bytes=size_bytes, sha256=sha256)):
@@ -175,7 +177,7 @@ def test_a_failed_repair_leaves_everything_as_it_was(cache: ModelCache):
     folder = put(cache, FILES).path
     _overwrite(folder / "config.json", b"[]")
 
-    def fail(ref: ModelRef, _: Staging, __: Progress) -> ModelCard:
+    def fail(ref: ModelRef, _: Staging, __: Progress, ___: Sequence[str]) -> ModelCard:
         raise RegistryUnreachableError(f"no answer for {ref}")
 
     with pytest.raises(RegistryUnreachableError):

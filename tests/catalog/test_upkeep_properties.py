@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hypothesis import settings
@@ -117,7 +117,7 @@ class Upkeep(RuleBasedStateMachine):
         expected = ({"foreign"} if foreign else set()) | ({name} if harm != "none" else set())
         assert {damage.file for damage in self._cache.verify(_ref(key))} == expected
 
-        def fetch(ref: ModelRef, _: Staging, __: Progress) -> ModelCard:
+        def fetch(ref: ModelRef, _: Staging, __: Progress, ___: Sequence[str]) -> ModelCard:
             raise AssertionError(f"{ref} is here")
 
         done = repair(self._cache, fetch, _ref(key), SilentProgress())

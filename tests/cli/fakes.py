@@ -149,8 +149,12 @@ def _say(text: str) -> Iterator[str]:
 @dataclass
 class FakeCatalog:
     models: list[SimpleNamespace]
+    pulled: list[tuple[bool, list[str]]] = field(default_factory=list)
 
-    def pull(self, ref: ModelRef, progress: Any) -> Path:
+    def pull(
+        self, ref: ModelRef, progress: Any, *, force: bool = False, files: Sequence[str] = ()
+    ) -> Path:
+        self.pulled.append((force, list(files)))
         progress.start(f"fetching {ref}", 1000)
         progress.advance(1000)
         progress.done()

@@ -37,6 +37,12 @@ def test_pull_prints_the_path_and_reports_on_stderr(command_line, command):
     assert result.err == "fetching pypi://llm-new (1.0 kB)\n"
 
 
+def test_pull_hands_over_which_files_are_wanted(command_line, runtime):
+    command_line("pull", "hf://org/x", "--files", "*.json,a", "--files", "b", "--force")
+    command_line("pull", "hf://org/x")
+    assert runtime.catalog.pulled == [(True, ["*.json", "a", "b"]), (False, [])]
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

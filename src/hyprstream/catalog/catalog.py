@@ -6,6 +6,7 @@ Synchronous; `pull` may take minutes.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from glob import escape
 from pathlib import Path
 from typing import Protocol, cast, runtime_checkable
 
@@ -17,7 +18,12 @@ from hyprstream.catalog.offer import Offer, RegistryStatus
 from hyprstream.catalog.records import CachedModel, Damage
 from hyprstream.catalog.staging import Staging
 from hyprstream.catalog.upkeep import Upkeep
-from hyprstream.errors import InvalidReferenceError, ModelNotFoundError, UnsupportedRegistryError
+from hyprstream.errors import (
+    InvalidReferenceError,
+    ModelNotFoundError,
+    UnsupportedError,
+    UnsupportedRegistryError,
+)
 from hyprstream.refs import ModelRef
 
 REGISTRIES = "hyprstream.catalog.registries"
@@ -59,6 +65,30 @@ class Registry(Protocol):
 
     def status(self) -> RegistryStatus:
         """Say how it stands with the registry; what is wrong is part of the answer."""
+        ...
+
+
+@runtime_checkable
+class ChoosesFiles(Protocol):
+    """A registry of which parts of a model can be fetched."""
+
+    def fetch_files(
+        self, ref: ModelRef, staging: Staging, progress: Progress, patterns: Sequence[str]
+    ) -> ModelCard:
+        """Bring the files that fit one of the shell patterns, such as `*.json`."""
+        ...
+
+
+@runtime_checkable
+class KnowsAccounts(Protocol):
+    """A registry that says whose a token is."""
+
+    def whoami(self, token: str) -> str:
+        """Name the account that a token belongs to.
+
+        Raises:
+            AuthenticationError: To none.
+        """
         ...
 
 
@@ -120,6 +150,17 @@ class Catalog:
         """
         return self._connect(scheme).status()
 
+    def whoami(self, scheme: str, token: str) -> str | None:
+        """Ask a registry whose a token is; None if it cannot be asked.
+
+        Raises:
+            AuthenticationError: It is nobody's.
+            RegistryUnreachableError: The registry did not answer.
+            OfflineError: The settings forbid the network.
+        """
+        registry = self._connect(scheme)
+        return registry.whoami(token) if isinstance(registry, KnowsAccounts) else None
+
     def resolve(self, text: str) -> ModelRef:
         """Read a reference as a person types it, in its canonical form.
 
@@ -152,7 +193,14 @@ class Catalog:
             )
         return path
 
-    def pull(self, ref: ModelRef, progress: Progress | None = None, *, force: bool = False) -> Path:
+    def pull(
+        self,
+        ref: ModelRef,
+        progress: Progress | None = None,
+        *,
+        force: bool = False,
+        files: Sequence[str] = (),
+    ) -> Path:
         """Find what a loader opens, fetching it if it is not here.
 
         Two processes that pull the same model share one download.
@@ -161,8 +209,11 @@ class Catalog:
             ref: The model.
             progress: Told what is being done; None tells nobody.
             force: Fetch even what the cache has.
+            files: Fetch the files that fit one of these shell patterns, in place of what the
+                cache has of the model.
 
         Raises:
+            UnsupportedError: Its registry knows no parts of models.
             ModelNotFoundError: Its registry does not have it.
             RegistryUnreachableError: Its registry did not answer.
             OfflineError: It is not here, and the settings forbid the network.
@@ -173,7 +224,13 @@ class Catalog:
         """
         registry = self._registry(ref)
         ref = registry.canonical(ref)
-        path = self._here(registry, ref, cached=not force)
+        fresh = force or bool(files)
+        if files and not isinstance(registry, ChoosesFiles):
+            raise UnsupportedError(
+                f"models of {ref.scheme}:// come whole, no files of them can be chosen",
+                hint="Leave away what chooses files.",
+            )
+        path = self._here(registry, ref, fresh=fresh)
         if path is not None:
             return path
 
@@ -181,9 +238,12 @@ class Catalog:
         progress = progress or SilentProgress()
         with self._cache.stage(ref, progress) as staging:
             # The process that held the lock before may have brought the model.
-            path = self._here(registry, ref, cached=not force)
+            path = self._here(registry, ref, fresh=fresh)
             if path is None:
-                card = registry.fetch(ref, staging, progress)
+                if files and isinstance(registry, ChoosesFiles):
+                    card = registry.fetch_files(ref, staging, progress, files)
+                else:
+                    card = registry.fetch(ref, staging, progress)
                 path = self._cache.commit(staging, card).path
         return path
 
@@ -212,13 +272,21 @@ class Catalog:
         """List the models in the cache, by reference."""
         return tuple(self._cache.models())
 
-    def _fetch(self, ref: ModelRef, staging: Staging, progress: Progress) -> ModelCard:
+    def _fetch(
+        self, ref: ModelRef, staging: Staging, progress: Progress, names: Sequence[str]
+    ) -> ModelCard:
+        """Bring a model once more; of one without a tag, the files of these names if it can."""
         self._connection.require_network(f"fetching {ref}")
-        return self._registry(ref).fetch(ref, staging, progress)
+        registry = self._registry(ref)
+        if names and ref.tag is None and isinstance(registry, ChoosesFiles):
+            return registry.fetch_files(ref, staging, progress, [escape(name) for name in names])
+        return registry.fetch(ref, staging, progress)
 
-    def _here(self, registry: Registry, ref: ModelRef, *, cached: bool = True) -> Path | None:
+    def _here(self, registry: Registry, ref: ModelRef, *, fresh: bool = False) -> Path | None:
+        if fresh and not ref.is_path:
+            return None
         path = registry.locate(ref)
-        if path is None and cached and (model := self._cache.find(ref)):
+        if path is None and (model := self._cache.find(ref)):
             path = model.path
         return path
 

@@ -1,6 +1,6 @@
 """Mends a damaged model: sound files stay, and only what this disk has not is fetched again."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,7 +14,8 @@ from hyprstream.errors import ChecksumMismatchError, CorruptManifestError, Unsup
 from hyprstream.files import inside, storage
 from hyprstream.refs import ModelRef
 
-Fetch = Callable[[ModelRef, Staging, Progress], ModelCard]
+Fetch = Callable[[ModelRef, Staging, Progress, Sequence[str]], ModelCard]
+"""Brings a model, if its registry can choose only the files of these names."""
 
 
 def repair(cache: ModelCache, fetch: Fetch, ref: ModelRef, progress: Progress) -> Repair:
@@ -67,7 +68,8 @@ def _mend(
             )
         _trust_sound(shelf, staging, card, {damage.file for damage in damages})
     if card is None or not _take(staging, card.files):
-        fetched = fetch(ref, staging, progress)
+        names = [] if card is None else [entry.name for entry in card.files]
+        fetched = fetch(ref, staging, progress, names)
         card = card or fetched
         lacking = set(card.files) - set(staging.files)
         if lacking:

@@ -15,14 +15,36 @@ app = typer.Typer(no_args_is_help=True, help="Fetch, find, list, describe and re
 
 
 @app.command()
-def pull(ctx: Context, ref: RefArgument, quiet: QuietOption = False) -> None:
+def pull(
+    ctx: Context,
+    ref: RefArgument,
+    files: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--files",
+            metavar="PATTERN",
+            help="Fetch the files that fit, as in *.json, in place of those that a model needs; "
+            "several with commas, or by repeating the option.",
+            show_default=False,
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Fetch it even if it is on this machine.")
+    ] = False,
+    quiet: QuietOption = False,
+) -> None:
     """Fetch a model into the cache and print where it is."""
     from hyprstream.runtime import load_settings, open_catalog
 
     output = session_of(ctx).output
     output.quiet |= quiet
     with output.progress() as progress:
-        path = open_catalog(load_settings()).pull(ModelRef.parse(ref), progress)
+        path = open_catalog(load_settings()).pull(
+            ModelRef.parse(ref),
+            progress,
+            force=force,
+            files=[pattern for option in files or () for pattern in option.split(",") if pattern],
+        )
     output.text(f"{path}\n")
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hyprstream.catalog.card import Progress
     from hyprstream.catalog.catalog import Catalog
+    from hyprstream.catalog.credentials import Provider
     from hyprstream.catalog.many import Found, registry_statuses, search_models
     from hyprstream.catalog.offer import Offer, RegistryStatus
     from hyprstream.catalog.records import CachedModel, CacheStatus, Damage, Leftover, Repair
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from hyprstream.lora.exchange.coverage import Coverage
     from hyprstream.lora.spec import LoraSpec
     from hyprstream.lora.summary import ModuleChange, ModuleSummary
+    from hyprstream.runtime.accounts import Account, Accounts, open_accounts
     from hyprstream.runtime.adapted import (
         LoadedAdapter,
         Recipe,
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
     from hyprstream.vdb.statistics import GridStatistics
 
 _HOMES = {
+    "Account": "hyprstream.runtime.accounts",
+    "Accounts": "hyprstream.runtime.accounts",
     "AdapterDiff": "hyprstream.runtime.adapter_records",
     "AdapterInfo": "hyprstream.runtime.adapter_records",
     "Adapters": "hyprstream.runtime.adapters",
@@ -70,6 +74,7 @@ _HOMES = {
     "Note": "hyprstream.store.records",
     "Offer": "hyprstream.catalog.offer",
     "Progress": "hyprstream.catalog.card",
+    "Provider": "hyprstream.catalog.credentials",
     "Recipe": "hyprstream.runtime.adapted",
     "RegistryStatus": "hyprstream.catalog.offer",
     "Repair": "hyprstream.catalog.records",
@@ -88,6 +93,7 @@ _HOMES = {
     "kept_info": "hyprstream.runtime.info",
     "load_adapter": "hyprstream.runtime.adapted",
     "load_settings": "hyprstream.runtime.settings",
+    "open_accounts": "hyprstream.runtime.accounts",
     "open_adapters": "hyprstream.runtime.adapters",
     "open_catalog": "hyprstream.runtime.models",
     "registry_statuses": "hyprstream.catalog.many",
@@ -97,6 +103,8 @@ _HOMES = {
 }
 
 __all__ = [
+    "Account",
+    "Accounts",
     "AdapterDiff",
     "AdapterInfo",
     "Adapters",
@@ -123,6 +131,7 @@ __all__ = [
     "Note",
     "Offer",
     "Progress",
+    "Provider",
     "Recipe",
     "RegistryStatus",
     "Repair",
@@ -141,6 +150,7 @@ __all__ = [
     "kept_info",
     "load_adapter",
     "load_settings",
+    "open_accounts",
     "open_adapters",
     "open_catalog",
     "registry_statuses",

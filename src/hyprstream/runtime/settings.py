@@ -55,6 +55,8 @@ class Settings(BaseSettings):
     """Folder of everything that is kept."""
     offline: bool = False
     """Never use the network: what is not on this machine is not found."""
+    keyring: bool = True
+    """Keep tokens of registries in the system's keyring, where there is one."""
     model: ModelSettings = Field(default_factory=ModelSettings)
     registries: Mapping[str, RegistrySettings] = Field(default_factory=dict)
     """Registries of the user's own, by the scheme of their references."""
@@ -92,6 +94,11 @@ class Settings(BaseSettings):
     def fingerprints_folder(self) -> Path:
         """Folder of what models were found to be, so that files are hashed once."""
         return self.home.expanduser() / "fingerprints"
+
+    @property
+    def credentials_folder(self) -> Path:
+        """Folder of the tokens of registries, for its owner alone."""
+        return self.home.expanduser() / "credentials"
 
     @property
     def adapters_folder(self) -> Path:
