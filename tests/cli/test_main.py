@@ -10,7 +10,8 @@ from hyprstream.errors import HyprstreamError
 
 _COMMANDS = ["", "infer", "chat", "model", "model pull", "model list", "model info"]
 _COMMANDS += ["model remove", "doctor", "quickstart", "lora", "lora create", "lora info"]
-_COMMANDS += ["lora compress", "lora infer", "lora import", "lora export"]
+_COMMANDS += ["model search", "model registries", "cache", "cache status", "cache cleanup"]
+_COMMANDS += ["cache verify", "lora compress", "lora infer", "lora import", "lora export"]
 _ROOT = Path(__file__).parent.parent.parent
 
 

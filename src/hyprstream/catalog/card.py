@@ -12,6 +12,9 @@ from hyprstream.refs import ModelRef
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*(/[A-Za-z0-9_][A-Za-z0-9._+-]*){0,7}")
+_WEIGHTS = frozenset({
+    ".gguf", ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".h5", ".msgpack", ".npz",
+})  # fmt: skip
 # Names that some systems give to devices, whatever suffix follows.
 _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 
@@ -107,20 +110,28 @@ def model_entries(names: Iterable[str]) -> list[str]:
     return sorted(folders | {str(path) for path in paths if path.suffix == ".gguf"})
 
 
+def holds_weights(name: str) -> bool:
+    """Tell from its name whether a file of a model holds weights, and not what they are."""
+    return PurePosixPath(name).suffix.lower() in _WEIGHTS
+
+
 @runtime_checkable
 class Progress(Protocol):
-    """Follows long work, one phase after the other; called on the thread that works."""
+    """Follows long work in phases, which may have phases of their own: a model, its files.
+
+    Called on the thread that works.
+    """
 
     def start(self, name: str, total_bytes: int | None) -> None:
-        """Begin a phase; `total_bytes` is None if its length is not known."""
+        """Begin a phase within those that have begun; None if its length is not known."""
         ...
 
     def advance(self, num_bytes: int) -> None:
-        """Say that so many more bytes of the phase are done."""
+        """Say that so many more bytes are done, of every phase that has begun."""
         ...
 
     def done(self) -> None:
-        """End the phase, before another begins. One that fails is not ended."""
+        """End the phase that began last. One that fails is not ended."""
         ...
 
 

@@ -6,15 +6,18 @@ Synchronous; `pull` may take minutes.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from glob import escape
 from pathlib import Path
 from typing import Protocol, cast, runtime_checkable
 
 from hyprstream import lookup
-from hyprstream.catalog.cache import CachedModel, Damage, ModelCache
+from hyprstream.catalog.cache import ModelCache
 from hyprstream.catalog.card import ModelCard, Progress, SilentProgress
 from hyprstream.catalog.connection import Connection, no_token
 from hyprstream.catalog.offer import Offer, RegistryStatus
+from hyprstream.catalog.records import CachedModel, Damage
 from hyprstream.catalog.staging import Staging
+from hyprstream.catalog.upkeep import Upkeep
 from hyprstream.errors import (
     InvalidReferenceError,
     ModelNotFoundError,
@@ -118,6 +121,15 @@ class Catalog:
     def schemes(self) -> tuple[str, ...]:
         """The schemes that references may have, sorted."""
         return tuple(sorted({*lookup.names(REGISTRIES), *self._custom}))
+
+    @property
+    def upkeep(self) -> Upkeep:
+        """The care of the cache."""
+        return Upkeep(self._cache, canonical=self._cached, fetch=self._fetch)
+
+    def address(self, scheme: str) -> str:
+        """Say where the settings put a registry of the user's own; "" of any other."""
+        return self._custom.get(scheme, {}).get("url", "")
 
     def search(self, scheme: str, text: str, *, limit: int) -> tuple[Offer, ...]:
         """Look in a registry for models by words.
@@ -259,6 +271,16 @@ class Catalog:
     def list(self) -> tuple[CachedModel, ...]:
         """List the models in the cache, by reference."""
         return tuple(self._cache.models())
+
+    def _fetch(
+        self, ref: ModelRef, staging: Staging, progress: Progress, names: Sequence[str]
+    ) -> ModelCard:
+        """Bring a model once more; of one without a tag, the files of these names if it can."""
+        self._connection.require_network(f"fetching {ref}")
+        registry = self._registry(ref)
+        if names and ref.tag is None and isinstance(registry, ChoosesFiles):
+            return registry.fetch_files(ref, staging, progress, [escape(name) for name in names])
+        return registry.fetch(ref, staging, progress)
 
     def _here(self, registry: Registry, ref: ModelRef, *, fresh: bool = False) -> Path | None:
         if fresh and not ref.is_path:

@@ -15,12 +15,12 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from hyprstream.errors import CacheBusyError
-from hyprstream.files import CHUNK_BYTES, Waiting, inside, storage
+from hyprstream.files import CHUNK_BYTES, Waiting, inside, is_locked, storage
 
 MAX_AGE_S = 7 * 24 * 3600.0
 
@@ -193,6 +193,32 @@ class Partials:
         """
         files = sorted(self._folder.glob("*.lock"))
         return sum(self._remove(file, older_than_s=older_than_s) for file in files)
+
+    def idle(self, *, older_than_s: float = 0.0) -> list[tuple[Path, int]]:
+        """List downloads that nobody is working on; takes no lock.
+
+        Args:
+            older_than_s: List only what was not written to for so long.
+
+        Returns:
+            What to give to `remove`, and how many bytes of disk it would free.
+        """
+        found = []
+        for file in sorted(self._folder.glob("*.lock")):
+            with suppress(FileNotFoundError):
+                content = file.with_suffix(".content")
+                status = (content if content.exists() else file).stat()
+                if time.time() - status.st_mtime >= older_than_s and not is_locked(file):
+                    found.append((file, status.st_size if status.st_nlink == 1 else 0))
+        return found
+
+    def remove(self, lock_file: Path) -> int:
+        """Remove a download that `idle` listed, unless somebody works on it again.
+
+        Returns:
+            How many bytes of disk became free.
+        """
+        return self._remove(lock_file, older_than_s=0.0)
 
     def _remove(self, lock_file: Path, *, older_than_s: float) -> int:
         content = lock_file.with_suffix(".content")

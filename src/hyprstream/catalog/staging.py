@@ -4,6 +4,7 @@ A `Staging` belongs to whoever holds the lock of its model, and to one thread.
 """
 
 import hashlib
+import itertools
 import os
 import shutil
 from collections.abc import Iterable
@@ -39,11 +40,19 @@ class Staging:
         self._blobs = blobs
         self._files: dict[FileEntry, Path] = {}
         self._taken: list[Partial] = []
+        self._sound: dict[str, Path] = {}
+        self._reused: set[FileEntry] = set()
+        self._numbers = itertools.count()
 
     @property
     def files(self) -> tuple[FileEntry, ...]:
         """What has been written so far."""
         return tuple(self._files)
+
+    @property
+    def fetched_bytes(self) -> int:
+        """How much of it the cache did not have already."""
+        return sum(entry.size_bytes for entry in self._files if entry not in self._reused)
 
     def content(self, entry: FileEntry) -> Path:
         """Where the bytes of a written file lie; its name there means nothing."""
@@ -62,21 +71,35 @@ class Staging:
                 hint="Free some space, or keep the model cache on another disk.",
             )
 
+    def trust(self, sha256: str, file: Path) -> None:
+        """Name a file of which is known that it has this content."""
+        self._sound[sha256] = file
+
+    def find(self, sha256: str) -> Path | None:
+        """Look for content on this disk, reading it unless it is trusted."""
+        if sha256 in self._sound or self._blobs is None:
+            return self._sound.get(sha256)
+        blob = self._blobs / sha256
+        try:
+            return blob if sha256_of(blob) == sha256 else None
+        except OSError:
+            return None  # whatever the reason is, a download may still succeed
+
     def reuse(self, name: str, *, size_bytes: int | None, sha256: str) -> bool:
         """Take in a file whose content the cache has already; False if it has not, or damaged."""
-        if self._blobs is None:
+        found, file = self.find(sha256), self._next_file()
+        if found is None:
             return False
-        blob, file = self._blobs / sha256, self._next_file()
         try:
-            file.hardlink_to(blob)
-        except OSError:
-            return False  # whatever the reason is, a download may still succeed
-        with storage(self.folder):
+            file.hardlink_to(found)
             found_bytes = file.stat().st_size
-            if size_bytes not in (None, found_bytes) or sha256_of(file) != sha256:
-                file.unlink()
-                return False
-        self._files[FileEntry(name=name, size_bytes=found_bytes, sha256=sha256)] = file
+        except OSError:  # collected a moment ago, perhaps
+            return False
+        if size_bytes not in (None, found_bytes):  # a promise that cannot be kept
+            return False
+        entry = FileEntry(name=name, size_bytes=found_bytes, sha256=sha256)
+        self._files[entry] = file
+        self._reused.add(entry)
         return True
 
     def take(self, name: str, partial: Partial) -> None:
@@ -140,4 +163,5 @@ class Staging:
         self._files[entry] = file
 
     def _next_file(self) -> Path:
-        return self.folder / f"{len(self._files)}.part"
+        # One that is there is never opened again: it may be shared with a model.
+        return self.folder / f"{next(self._numbers)}.part"

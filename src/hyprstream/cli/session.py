@@ -19,38 +19,55 @@ if TYPE_CHECKING:
         AdapterDiff,
         AdapterInfo,
         Adapters,
+        CachedModel,
+        CacheStatus,
         Completion,
         Coverage,
+        Damage,
         Generation,
         GridStatistics,
+        Leftover,
         Model,
         ModelInfo,
         ModuleChange,
         ModuleSummary,
+        Offer,
+        Progress,
+        Repair,
         SamplingParams,
         Settings,
+        Upkeep,
     )
 else:
     AdapterDiff = AdapterInfo = Adapters = Coverage = GridStatistics = ModuleChange = (
         ModuleSummary
     ) = object
+    CachedModel = CacheStatus = Damage = Leftover = Offer = Progress = Repair = Upkeep = object
     Completion = Generation = Model = ModelInfo = SamplingParams = Settings = object
     Context = typer.Context.__base__  # what typer gives to commands; the tests check types
 
 __all__ = [
     "AdapterDiff",
     "AdapterInfo",
+    "CacheStatus",
+    "CachedModel",
     "Completion",
     "Context",
     "Coverage",
+    "Damage",
     "Generation",
     "GridStatistics",
+    "Leftover",
     "Model",
     "ModelInfo",
     "ModuleChange",
     "ModuleSummary",
+    "Offer",
+    "Progress",
+    "Repair",
     "SamplingParams",
     "Session",
+    "Upkeep",
     "load_base",
     "load_model",
     "session_of",

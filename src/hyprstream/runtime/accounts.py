@@ -1,15 +1,14 @@
 """Who the user is to registries: logs in, looks and logs out."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from hyprstream.catalog.catalog import Catalog
 from hyprstream.catalog.credentials import Credential, Credentials, Provider, secret_token
-from hyprstream.catalog.providers import ALIASES, providers
+from hyprstream.catalog.providers import ALIASES
 from hyprstream.errors import AuthenticationError, InvalidInputError, UnavailableError
-from hyprstream.runtime.models import open_catalog, open_credentials
+from hyprstream.runtime.models import known_providers, open_catalog, open_credentials
 from hyprstream.runtime.settings import Settings
 
 AccountState = Literal["valid", "invalid", "unchecked", "none"]
@@ -128,7 +127,7 @@ class Accounts:
 
 def open_accounts(settings: Settings) -> Accounts:
     """Open the user's accounts; nothing is created until somebody logs in."""
-    known = providers(os.environ, {})
+    known = known_providers(settings)
     return Accounts(open_catalog(settings), open_credentials(settings), known)
 
 

@@ -4,14 +4,14 @@ import os
 
 from hyprstream.catalog.cache import ModelCache
 from hyprstream.catalog.catalog import Catalog
-from hyprstream.catalog.credentials import Credentials, system_keyring
+from hyprstream.catalog.credentials import Credentials, Provider, system_keyring
 from hyprstream.catalog.providers import providers
 from hyprstream.runtime.settings import Settings
 
 
 def open_catalog(settings: Settings) -> Catalog:
     """Open the model cache; nothing is created until something is pulled."""
-    credentials, known = open_credentials(settings), providers(os.environ, {})
+    credentials, known = open_credentials(settings), known_providers(settings)
 
     def token(name: str) -> str | None:
         found = credentials.find(known[name]) if name in known else None
@@ -21,8 +21,19 @@ def open_catalog(settings: Settings) -> Catalog:
         ModelCache(settings.cache_folder),
         environ=os.environ,
         token=token,
+        custom={name: registry.options() for name, registry in settings.registries.items()},
         offline=settings.offline,
     )
+
+
+def known_providers(settings: Settings) -> dict[str, Provider]:
+    """List who asks for tokens: built-in registries and those of the user's own.
+
+    A bucket is not among them: what reads it has credentials of its own.
+    """
+    registries = settings.registries.items()
+    own = {name: registry.options() for name, registry in registries if registry.layout != "s3"}
+    return providers(os.environ, own)
 
 
 def open_credentials(settings: Settings) -> Credentials:
