@@ -35,9 +35,7 @@ class Publisher:
         self.sent: list[str] = []
         self._promises = promises
 
-    def fetch(
-        self, ref: ModelRef, staging: Staging, _: Progress, __: Sequence[str]
-    ) -> ModelCard:
+    def fetch(self, ref: ModelRef, staging: Staging, _: Progress, __: Sequence[str]) -> ModelCard:
         for name, content in self.files.items():
             size_bytes, sha256 = len(content), hashlib.sha256(content).hexdigest()
             if not (self._promises and staging.reuse(name, size_bytes=size_bytes, sha256=sha256)):
