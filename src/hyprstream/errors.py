@@ -182,7 +182,15 @@ class AccessError(HyprstreamError):
 
 
 class AuthenticationError(AccessError):
-    """Report a registry that asks who the caller is, or does not believe the token."""
+    """Report a registry that asks who the caller is, or does not believe the token.
+
+    Attributes:
+        challenge: How the registry wants to be told (its `WWW-Authenticate`).
+    """
+
+    def __init__(self, message: str, *, hint: str = "", challenge: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.challenge = challenge
 
 
 class ModelAccessDeniedError(AccessError):

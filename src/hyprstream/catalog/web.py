@@ -9,6 +9,7 @@ this machine only.
 """
 
 import email.utils
+import logging
 import ssl
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -21,16 +22,21 @@ from types import TracebackType
 import httpx
 
 from hyprstream.catalog.connection import Connection
+from hyprstream.catalog.offer import RegistryState
 from hyprstream.catalog.proxies import certificates, proxy_mounts
 from hyprstream.errors import (
+    AccessError,
     AuthenticationError,
     ModelAccessDeniedError,
     ModelNotFoundError,
+    OfflineError,
     RateLimitedError,
     RegistryAnswerError,
     RegistryUnreachableError,
 )
 from hyprstream.refs import is_loopback
+
+log = logging.getLogger(__name__)
 
 _MAX_REDIRECTS = 10
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -112,6 +118,19 @@ class Answer:
     content: bytes
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """Whether a server answers.
+
+    Attributes:
+        state: As in `RegistryStatus`.
+        problem: Why it is not ready.
+    """
+
+    state: RegistryState
+    problem: str | None = None
+
+
 class Web:
     """An HTTP client that holds to the rules above; a context manager."""
 
@@ -169,6 +188,20 @@ class Web:
                     )
             except (RegistryUnreachableError, RateLimitedError) as error:
                 attempts.failed(error)
+
+    def probe(self, url: str, credential: Credential | None = None) -> Probe:
+        """Find out whether a server answers and lets us in; what is wrong is the result."""
+        try:
+            self.get(url, what="what it offers", max_bytes=_SMALL_BYTES, credential=credential)
+        except OfflineError as error:
+            return Probe(state="offline", problem=str(error))
+        except AccessError as error:
+            return Probe(state="unauthorized", problem=str(error))
+        except (RegistryUnreachableError, RateLimitedError) as error:
+            return Probe(state="unreachable", problem=str(error))
+        except (ModelNotFoundError, RegistryAnswerError) as error:
+            log.debug("%s", error)  # it is there; what it says to this question is its affair
+        return Probe(state="ready")
 
     @contextmanager
     def stream(
@@ -317,6 +350,7 @@ def _refusal(response: httpx.Response, what: str) -> Exception:
             else f"{host} asks for a token for {what}",
             hint="Log in with `hyprstream auth login`, or check the name: "
             "some servers say this for what they do not have.",
+            challenge=response.headers.get("WWW-Authenticate", ""),
         )
     if status == 403:
         return ModelAccessDeniedError(
