@@ -7,6 +7,7 @@ that the Hub redirects to. Faults are injected by path.
 import gzip
 import hashlib
 import json
+import queue
 import re
 import socket
 import struct
@@ -43,6 +44,7 @@ class Fault:
         endless: Bytes follow until the client hangs up.
         packed: The content comes compressed.
         no_ranges: All of it comes, whatever part was asked for.
+        hold: The answer waits for this.
         times: For how many answers; None for all.
     """
 
@@ -55,6 +57,7 @@ class Fault:
     endless: bool = False
     packed: bool = False
     no_ranges: bool = False
+    hold: threading.Event | None = None
     times: int | None = None
 
 
@@ -127,7 +130,8 @@ class Hub(Server):
         accepted: Owners who accepted the conditions of gated models.
         faults: Regular expression for a path -> what happens there.
         seen: Every request, in order.
-        asked: Set when the first request for a file's content arrives.
+        asked: The path of every request for a file's content, as it arrives.
+        arrived: Set when the first request arrives.
         cdn: The other server.
     """
 
@@ -138,7 +142,8 @@ class Hub(Server):
         self.accepted: set[str] = set()
         self.faults: dict[str, Fault] = {}
         self.seen: list[Seen] = []
-        self.asked = threading.Event()
+        self.asked: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self.arrived = threading.Event()
         self.cdn = Server("cdn", self)
 
     def add(self, name: str, files: Mapping[str, bytes], **features: Any) -> Repo:
@@ -188,11 +193,14 @@ class _Handler(BaseHTTPRequestHandler):
         assert isinstance(hub, Hub)
         self._hub = hub
         hub.seen.append(Seen(self.server.name, self.command, self.path, dict(self.headers)))
+        hub.arrived.set()
         url = urllib.parse.urlsplit(self.path)
         if self.command == "GET" and re.search("resolve|/lfs/", url.path):
-            hub.asked.set()
+            hub.asked.put(url.path)
         self.server.answering.wait()
         self._fault = hub.fault(self.path)
+        if self._fault.hold is not None:
+            self._fault.hold.wait()
         if self._fault.status != 200:
             body = (
                 b'{"error": "as injected"}' if self._fault.content is None else self._fault.content

@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from hyprstream.catalog import checks, leftovers, manifest
@@ -141,9 +142,10 @@ class ModelCache:
             view.replace(name)
             sync_folder(name.parent)
             write_atomic(manifest_file, manifest.encode(card), scratch=staging.folder)
-            if staging.ref.revision is None:
-                newest = (card.ref.revision or "").encode()
-                write_atomic(self.shelf.newest_file(card.ref), newest, scratch=staging.folder)
+            if staging.ref.revision != card.ref.revision:
+                label = self.shelf.label_file(replace(card.ref, revision=staging.ref.revision))
+                revision = (card.ref.revision or "").encode()
+                write_atomic(label, revision, scratch=staging.folder)
             leftovers.collect(self.shelf)
         staging.forget_partials()
         model = self.find(card.ref)
@@ -161,6 +163,8 @@ class ModelCache:
             CacheBusyError: It is being fetched right now.
         """
         shelf = self.shelf
+        if ref.revision is not None:
+            ref = shelf.resolve(ref) or ref
         folder = shelf.newest_file(ref).parent
         files = [shelf.manifest_file(ref)] if ref.revision else sorted(folder.glob("*.json"))
         if not any(file.exists() for file in files):
@@ -172,6 +176,8 @@ class ModelCache:
             for file in files:
                 file.unlink(missing_ok=True)
                 file.with_suffix(DESCRIBED).unlink(missing_ok=True)
+            for label in shelf.stray_labels(ref):
+                label.unlink(missing_ok=True)
             sync_folder(folder)
             return leftovers.collect(shelf)
 

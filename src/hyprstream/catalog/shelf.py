@@ -5,6 +5,7 @@
     manifests/<scheme>/<name>/<revision>.json   the model exists if and only if this does
     manifests/<scheme>/<name>/<revision>.described   what it is, if its weights were removed
     manifests/<scheme>/<name>/newest         the revision that a reference without one means
+    manifests/<scheme>/<name>/<label>.label  the revision that a branch was when it was fetched
     quarantine/<scheme>+<name>/<revision>/...   files that lay in a model and are not of it
     locks/  temp/                            one lock per model and one for the whole; staging
     partial/                                 downloads that are not complete; see partials.py
@@ -33,6 +34,7 @@ from hyprstream.refs import URL_SCHEMES, ModelRef
 log = logging.getLogger(__name__)
 
 DESCRIBED = ".described"
+LABEL = ".label"
 _MAX_FOLDER_NAME = 210  # with a scheme before and ".lock" behind it fits a file name of 255 bytes
 _MAX_DESCRIPTION_BYTES = 4 << 20
 
@@ -49,16 +51,15 @@ class Shelf:
 
     def resolve(self, ref: ModelRef) -> ModelRef | None:
         """Give a reference the revision that it was last fetched as."""
-        revision = ref.revision or self.newest(ref)
+        if ref.revision is None or not self.manifest_file(ref).exists():
+            revision = self._named_in(self.label_file(ref), ref) or ref.revision
+        else:
+            revision = ref.revision
         return None if revision is None else replace(ref, revision=revision)
 
     def newest(self, ref: ModelRef) -> str | None:
         """Read which revision a reference without one means."""
-        try:
-            revision = self.newest_file(ref).read_text("ascii")
-            return replace(ref, revision=revision).revision
-        except (FileNotFoundError, InvalidReferenceError, UnicodeDecodeError):
-            return None
+        return self._named_in(self.newest_file(ref), ref)
 
     def model(self, manifest_file: Path) -> CachedModel | None:
         """Read what a manifest says; None if it is not there or cannot be believed."""
@@ -137,6 +138,22 @@ class Shelf:
         """Where the newest revision of a model is named."""
         return self._beside(ref, "newest")
 
+    def label_file(self, ref: ModelRef) -> Path:
+        """Where it is written what a reference that may move was last fetched as."""
+        if ref.revision is None:
+            return self.newest_file(ref)
+        return self._beside(ref, f"{_escape(ref.revision)}{LABEL}")
+
+    def stray_labels(self, ref: ModelRef) -> list[Path]:
+        """List what names a revision of a model that is not there."""
+        labels = sorted(self.newest_file(ref).parent.glob(f"*{LABEL}"))
+        named = [(label, self._named_in(label, ref)) for label in labels]
+        return [
+            label
+            for label, revision in named
+            if not revision or not self.manifest_file(replace(ref, revision=revision)).exists()
+        ]
+
     def view(self, ref: ModelRef) -> Path:
         """Return the folder of a model's files."""
         revision = _escape(ref.revision or "")
@@ -167,6 +184,12 @@ class Shelf:
         if len(list(self.present(card))) == len(card.files):
             return "complete"
         return "metadata only" if self.description_file(card.ref).exists() else "incomplete"
+
+    def _named_in(self, file: Path, ref: ModelRef) -> str | None:
+        try:
+            return replace(ref, revision=file.read_text("ascii")).revision
+        except (FileNotFoundError, InvalidReferenceError, UnicodeDecodeError):
+            return None
 
     def _beside(self, ref: ModelRef, name: str) -> Path:
         return inside(self.root, "manifests", ref.scheme, _folder_name(ref), name)

@@ -111,7 +111,15 @@ def test_a_branch_is_kept_as_its_commit(catalog: Catalog, hub: Hub):
     assert (new / "config.json").read_bytes() == b'{"new": 1}'
     revisions = [model.card.ref.revision for model in catalog.list()]
     assert revisions == [COMMIT, OTHER_COMMIT]
-    assert catalog.find(ModelRef.parse(f"hf://org/tiny@{OTHER_COMMIT}")) == new
+    hub.seen.clear()
+    branch, pinned = "hf://org/tiny@refs/pr/1", f"hf://org/tiny@{OTHER_COMMIT}"
+    assert catalog.find(ModelRef.parse(branch)) == catalog.find(ModelRef.parse(pinned)) == new
+    assert catalog.pull(ModelRef.parse(branch)) == new
+    assert not hub.seen
+    assert catalog.remove(ModelRef.parse(branch)) > 0
+    assert [model.card.ref.revision for model in catalog.list()] == [COMMIT]
+    with pytest.raises(ModelNotFoundError):
+        catalog.find(ModelRef.parse(branch))
 
 
 def test_a_tag_chooses_a_gguf_file(catalog: Catalog, hub: Hub):

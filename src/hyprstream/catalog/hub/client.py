@@ -13,8 +13,11 @@ back; at last `{"done": answer}` or `{"failed": kind, ...}`.
 
 import io
 import json
+import os
+import queue
 import resource
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit
@@ -222,14 +225,21 @@ def failure(error: BaseException) -> dict[str, Any]:
     }
 
 
-def serve() -> None:
-    """Answer the lines of stdin until there are no more."""
-    greeting = json.loads(sys.stdin.readline())
-    client: Client | None = None
+def listen(requests: "queue.SimpleQueue[dict[str, Any]]") -> None:
+    """Take in requests; end the process, whatever it is doing, when nobody can ask any more."""
     for line in sys.stdin:
-        request = json.loads(line)
+        requests.put(json.loads(line))
+    os._exit(0)
+
+
+def serve() -> None:
+    """Answer requests, one after the other."""
+    requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    threading.Thread(target=listen, args=(requests,), daemon=True).start()
+    client = Client(**requests.get())
+    while True:
+        request = requests.get()
         try:
-            client = client or Client(greeting["endpoint"], greeting["token"])
             method: Callable[..., object] = getattr(client, request.pop("do"))
             say(done=method(**request))
         except Exception as error:  # noqa: BLE001 - goes to whoever asked

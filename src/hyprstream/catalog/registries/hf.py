@@ -51,7 +51,7 @@ class HfRegistry:
         self._environ = connection.environ
         address = connection.options.get("url") or environment.endpoint(connection.environ)
         self._address = address.rstrip("/")
-        self._scheme = connection.options["scheme"]
+        self._scheme = connection.options.get("scheme", "hf")
 
     def canonical(self, ref: ModelRef) -> ModelRef:
         """Write a quantisation in capitals and leave `main` away: one model has one name.
