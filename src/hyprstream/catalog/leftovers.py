@@ -66,7 +66,7 @@ def abandoned(shelf: Shelf) -> Iterator[Leftover]:
                 kind="abandoned fetch",
                 name=folder.name,
                 path=folder,
-                size_bytes=_alone(folder),
+                size_bytes=alone(folder),
             )
 
 
@@ -79,7 +79,7 @@ def unused_folders(shelf: Shelf) -> Iterator[Leftover]:
                 kind="unused folder",
                 name="/".join(view.parts[-3:]),
                 path=view,
-                size_bytes=_alone(view),
+                size_bytes=alone(view),
             )
     for file in sorted(shelf.root.glob(f"manifests/*/*/*{DESCRIBED}")):
         if not file.with_suffix(".json").exists():
@@ -185,11 +185,11 @@ def _quarantined(shelf: Shelf) -> Iterator[Leftover]:
             kind="quarantined file",
             name="/".join(folder.parts[-2:]),
             path=folder,
-            size_bytes=_alone(folder),
+            size_bytes=alone(folder),
         )
 
 
-def _alone(folder: Path) -> int:
+def alone(folder: Path) -> int:
     """Length of the files in a folder that have no other name, such as one in blobs/."""
     return sum(size_of(file, max_names=1) for file in folder.rglob("*"))
 
