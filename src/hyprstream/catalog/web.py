@@ -8,14 +8,11 @@ redirect may not lead from https to http, nor from elsewhere to this machine; ht
 this machine only.
 """
 
-import email.utils
 import logging
-import ssl
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from random import uniform
 from types import TracebackType
 
@@ -24,10 +21,9 @@ import httpx
 from hyprstream.catalog.connection import Connection
 from hyprstream.catalog.offer import RegistryState
 from hyprstream.catalog.proxies import certificates, proxy_mounts
+from hyprstream.catalog.refusals import refusal, transport_errors
 from hyprstream.errors import (
     AccessError,
-    AuthenticationError,
-    ModelAccessDeniedError,
     ModelNotFoundError,
     OfflineError,
     RateLimitedError,
@@ -227,11 +223,11 @@ class Web:
             HyprstreamError: As `get`.
         """
         self._connection.require_network(f"fetching {what}")
-        with _transport_errors(httpx.URL(url).host, what):
+        with transport_errors(httpx.URL(url).host, what):
             response = self._follow(url, what, credential, dict(headers or {}))
             try:
                 if response.status_code not in accepted:
-                    raise _refusal(response, what)
+                    raise refusal(response, what)
                 encoding = response.headers.get("Content-Encoding", "identity")
                 if encoding != "identity":
                     raise RegistryAnswerError(
@@ -305,12 +301,7 @@ def _is_here(url: httpx.URL) -> bool:
 
 def _target(here: httpx.URL, location: str, what: str) -> httpx.URL:
     """Find out where a redirect leads, and refuse where it must not."""
-    try:
-        target = here.join(location).copy_with(fragment=None)
-    except (httpx.InvalidURL, ValueError) as error:
-        raise RegistryAnswerError(
-            f"{here.host} redirects {what} to what is no address: {location[:80]!r}"
-        ) from error
+    target = here.join(location).copy_with(fragment=None)
     lowered = here.scheme == "https" and target.scheme != "https"
     if not location or lowered or (_is_here(target) and not _is_here(here)):
         raise RegistryAnswerError(
@@ -337,83 +328,3 @@ def _read(response: httpx.Response, what: str, max_bytes: int) -> bytes:
                 f"{response.url.host} answers with more than {max_bytes:,} bytes for {what}"
             )
     return bytes(content)
-
-
-def _refusal(response: httpx.Response, what: str) -> Exception:
-    """Say in our terms why there is no content."""
-    status, host = response.status_code, response.url.host
-    with_token = "Authorization" in response.request.headers
-    if status in {401, 407}:
-        return AuthenticationError(
-            f"{host} does not accept the token that is sent for {what}"
-            if with_token
-            else f"{host} asks for a token for {what}",
-            hint="Log in with `hyprstream auth login`, or check the name: "
-            "some servers say this for what they do not have.",
-            challenge=response.headers.get("WWW-Authenticate", ""),
-        )
-    if status == 403:
-        return ModelAccessDeniedError(
-            f"{host} does not let you have {what}",
-            hint="Accept its terms in a browser, or ask its owner for access."
-            if with_token
-            else "Log in with `hyprstream auth login`, if you have access to it.",
-        )
-    if status in (404, 410):
-        return ModelNotFoundError(f"{host} has no {what}", hint="Check the name.")
-    retry_after_s = _retry_after(response)
-    if status == 429 or (status == 503 and retry_after_s is not None):
-        return RateLimitedError(
-            f"{host} wants to be asked less often ({status} for {what})",
-            retry_after_s=retry_after_s,
-        )
-    if status >= 500 or status == 408:
-        return RegistryUnreachableError(
-            f"{host} answers {status} for {what}", hint="Try again later."
-        )
-    return RegistryAnswerError(f"{host} answers {status} for {what}")
-
-
-def _retry_after(response: httpx.Response) -> float | None:
-    """Read Retry-After: seconds, or a date (RFC 9110, 10.2.3)."""
-    text = response.headers.get("Retry-After", "").strip()
-    if text.isdigit():
-        return float(text[:9])
-    try:
-        date = email.utils.parsedate_to_datetime(text)
-    except ValueError:
-        return None
-    if date.tzinfo is None:
-        date = date.replace(tzinfo=UTC)
-    return max(0.0, (date - datetime.now(UTC)).total_seconds())
-
-
-@contextmanager
-def _transport_errors(host: str, what: str) -> Iterator[None]:
-    try:
-        yield
-    except httpx.TimeoutException as error:
-        raise RegistryUnreachableError(
-            f"{host} was silent for too long while {what} was fetched",
-            hint="Check the network; what has come so far is kept.",
-        ) from error
-    except httpx.TransportError as error:
-        if _is_certificate_problem(error):
-            raise RegistryAnswerError(
-                f"the certificate of {host} is not to be trusted: {error}",
-                hint="Check the address and the clock; SSL_CERT_FILE names other authorities.",
-            ) from error
-        raise RegistryUnreachableError(
-            f"the connection to {host} failed while {what} was fetched: {error}",
-            hint="Check the network and the proxy; what has come so far is kept.",
-        ) from error
-    except httpx.InvalidURL as error:
-        raise RegistryAnswerError(f"the address of {what} is none: {error}") from error
-
-
-def _is_certificate_problem(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, ssl.SSLCertVerificationError):
-            return True
-        error = error.__cause__ or error.__context__
-    return False

@@ -102,7 +102,7 @@ def test_a_folder_is_fetched_and_pinned(
         file = tmp_path / "sums" / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content)
-    printed = subprocess.check_output(
+    printed = subprocess.check_output(  # noqa: S602 - nothing in it is from outside
         "LC_ALL=C; export LC_ALL; find * -type f | sort | xargs sha256sum",  # noqa: S607
         shell=True,
         cwd=tmp_path / "sums",

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -102,6 +103,7 @@ class FaultServer(ThreadingHTTPServer):
         tokens: Path prefix -> the token without which its paths are answered with 401.
         forbidden: Tokens that are known and not let in: answered with 403.
         challenge: The WWW-Authenticate header of a 401.
+        num_connections: How many were made.
     """
 
     daemon_threads = True
@@ -114,6 +116,7 @@ class FaultServer(ThreadingHTTPServer):
         self.tokens: dict[str, str] = {}
         self.forbidden: set[str] = set()
         self.challenge = "Bearer"
+        self.num_connections = 0
         self._resources: dict[str, Resource] = {}
         self._faults: dict[str, list[list[Any]]] = defaultdict(list)
         self._sent_bytes: dict[str, int] = defaultdict(int)
@@ -194,6 +197,11 @@ class FaultServer(ThreadingHTTPServer):
     def stall(self) -> None:
         """Wait until the server ends or is told to go on."""
         self._going_on.wait()
+
+    @override
+    def get_request(self) -> tuple[Any, Any]:
+        self.num_connections += 1
+        return super().get_request()
 
     @override
     def server_close(self) -> None:
@@ -323,7 +331,7 @@ class ProxyServer(FaultServer):
         return self._upstream.answer(inner)
 
 
-Server = TypeVar("Server", bound=ThreadingHTTPServer)
+Server = TypeVar("Server", bound=TCPServer)
 
 
 @contextmanager
