@@ -159,3 +159,23 @@ def _read_until(keyboard: int, text: str) -> str:
         assert ready, seen
         seen += os.read(keyboard, 1024).decode()
     return seen
+
+
+def test_a_registry_of_ones_own_has_a_login_of_its_own(hyprstream, hub, tmp_path, monkeypatch):
+    settings = tmp_path / "own.toml"
+    settings.write_text(
+        f'[registries.acme]\nurl = "{hub.url}"\nlayout = "hf"\ntoken_env = "ACME_TOKEN"\n'
+    )
+    monkeypatch.setenv("HYPRSTREAM_CONFIG", str(settings))
+    result = hyprstream("auth", "login", "--provider", "acme", "--stdin", stdin=TOKEN)
+    assert f"logged in to {hub.url} as alice" in result.err
+    known = json.loads(hyprstream("auth", "status", "--format", "json").out)
+    assert [(a["provider"], a["state"]) for a in known] == [("hf", "none"), ("acme", "valid")]
+    # Another address under the same name does not get the token.
+    settings.write_text(settings.read_text("utf-8").replace(hub.url, "https://acme.example"))
+    monkeypatch.setenv("HYPRSTREAM_OFFLINE", "true")
+    known = json.loads(hyprstream("auth", "status", "--format", "json").out)
+    assert [(a["provider"], a["state"]) for a in known] == [("hf", "none"), ("acme", "none")]
+    monkeypatch.setenv("ACME_TOKEN", TOKEN)
+    known = json.loads(hyprstream("auth", "status", "--format", "json").out)
+    assert (known[1]["state"], known[1]["place"]) == ("unchecked", "ACME_TOKEN")

@@ -39,7 +39,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # documented,
 )
 from typing_extensions import override
 
-MEMORY_BYTES = 2 << 30
+MEMORY_BYTES = 1 << 29  # a list of 100,000 files takes half of it
 CHUNK_BYTES = 1 << 20
 _PORTS = {"http": 80, "https": 443}
 
@@ -246,6 +246,13 @@ def serve() -> None:
             say(**failure(error))
 
 
+def limit_memory() -> None:
+    """Let an answer without an end be a `MemoryError` here, and not the end of the machine."""
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    limit = MEMORY_BYTES if most == resource.RLIM_INFINITY else min(MEMORY_BYTES, most)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, most))
+
+
 if __name__ == "__main__":
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    limit_memory()
     serve()
