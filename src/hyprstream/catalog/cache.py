@@ -231,7 +231,8 @@ class ModelCache:
 
     def _collect(self) -> int:
         """Remove what no manifest stands for; the caller holds the cache's lock."""
-        freed_bytes = self._collect_temp() + self._partials().collect()
+        blobs = [file.stat().st_ino for file in self._root.glob("blobs/sha256/*")]
+        freed_bytes = self._collect_temp() + self._partials().collect(kept=frozenset(blobs))
         for view in self._root.glob("models/*/*/*"):
             scheme, name, revision = view.parts[-3:]
             if not inside(self._root, "manifests", scheme, name, f"{revision}.json").exists():
