@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import httpx
 
+from hyprstream.catalog.bodies import body_of
 from hyprstream.catalog.card import SHA256, Progress, check_file_name
 from hyprstream.catalog.partials import Origin, Partial
 from hyprstream.catalog.staging import Staging
@@ -281,7 +282,7 @@ class _Download:
     def _receive(self, answer: httpx.Response, end_bytes: int | None) -> None:
         partial, advance = self._partial, self._phase.progress.advance
         limit_bytes = _MAX_BYTES if end_bytes is None else end_bytes
-        for chunk in answer.iter_raw():
+        for chunk in body_of(answer, self._web.patience.stall_s):
             if partial.num_bytes + len(chunk) > limit_bytes:
                 self._reject(f"{self._file.name} has more than {limit_bytes:,} bytes")
             partial.write(chunk)

@@ -21,7 +21,8 @@ _STALE_S = 24 * 3600.0  # a download that nobody went on with for so long
 def collect(shelf: Shelf) -> int:
     """Remove what no manifest stands for; return how many bytes went free."""
     rest = [*abandoned(shelf), *unused_folders(shelf), *unused_content(shelf)]
-    return shelf.partials.collect() + sum(remove(shelf, leftover) for leftover in rest)
+    kept = frozenset(file.stat().st_ino for file in shelf.root.glob("blobs/sha256/*"))
+    return shelf.partials.collect(kept=kept) + sum(remove(shelf, leftover) for leftover in rest)
 
 
 def found(shelf: Shelf, *, partials: bool) -> list[Leftover]:
