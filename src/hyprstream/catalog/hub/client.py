@@ -234,8 +234,8 @@ def failure(error: BaseException) -> dict[str, Any]:
     ]
     kind = next((word for known, word in kinds if isinstance(error, known)), "")
     response = getattr(error, "response", None)
-    if not kind and isinstance(error, OSError):  # "Consistency check failed"
-        kind = "too short"
+    if not kind and isinstance(error, OSError) and error.errno is None:
+        kind = "too short"  # the library's own check
     waiting = response.headers.get("retry-after", "") if response is not None else ""
     return {
         "failed": kind or "strange",
