@@ -55,20 +55,23 @@ def pull_until_killed(catalog: Catalog, text: str, moments: random.Random) -> No
 
 def main(root: Path, custom: str, text: str, num_kills: int) -> None:
     catalog = Catalog(ModelCache(root), environ={}, custom=json.loads(custom))
+    ref = catalog.resolve(text)
     moments = random.Random(num_kills)  # noqa: S311
     num_partial, num_whole = 0, 0
     for _ in range(num_kills):
         pull_until_killed(catalog, text, moments)
+        num_partial += any(root.glob("partial/*.content"))
         for model in catalog.list():
             assert catalog.verify(model.card.ref) == ()
-        num_partial += any(root.glob("partial/*.content"))
-        num_whole += bool(catalog.list())
-    path = catalog.pull(catalog.resolve(text))
-    assert catalog.verify(catalog.resolve(text)) == ()
+            catalog.remove(model.card.ref)
+            num_whole += 1
+    path = catalog.pull(ref)
+    assert catalog.verify(ref) == ()
     # Whatever the killed ones left is gone with the next change of the cache.
-    catalog.remove(catalog.resolve(text))
+    catalog.remove(ref)
     assert not path.exists()
-    assert {name.partition("/")[0] for name in contents(root)} <= {"locks"}
+    left = {name.partition("/")[0] for name in contents(root)}
+    assert left <= {"locks"}, contents(root).keys()
     sys.stdout.write(f"{num_partial} {num_whole}\n")
 
 

@@ -122,6 +122,26 @@ def test_what_passes_is_tried_again_and_resumed(
     assert fetch.progress.num_bytes[-1] == len(CONTENT)
 
 
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(cut_at=2_500_000),
+        Fault(reset_at=2_500_000),
+        Fault(stall_at=2_500_000),
+        Fault(length=-1),
+    ],
+    ids=str,
+)
+def test_long_files_are_read_in_large_pieces(server: FaultServer, fetch: Download, fault: Fault):
+    content = os.urandom(4_000_000)
+    server.put(PATH, content, etag=ETAG)
+    server.fail(PATH, fault, times=1)
+    assert fetch(sha256=hashlib.sha256(content).hexdigest()) == content
+    assert len(fetch.waits) == (fault.length is None)
+    if not fault.reset_at:  # which destroys what is on its way
+        assert server.sent_bytes(PATH) <= len(content) + 20_000
+
+
 def test_what_never_passes_ends_and_what_came_is_continued_later(
     server: FaultServer, fetch: Download
 ):

@@ -218,3 +218,19 @@ def test_a_phase_within_a_phase_counts_for_both(shown, terminal, monkeypatch):
     inner = text.index("  another file")
     assert text.index("1.5/3.0 MB") < inner < text.index("3.0/3.0 MB")
     assert "one file" not in text[text.rindex("the model") :]
+
+
+def test_what_is_given_up_and_begun_anew_counts_once(shown, terminal, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    with shown.progress() as progress:
+        progress.start("the model", 3_000_000)
+        progress.start("a file", 3_000_000)
+        progress.advance(2_000_000)
+        progress.done()
+        progress.start("a file", 3_000_000)
+        progress.advance(3_000_000)
+        progress.done()
+        progress.done()
+    text = terminal.take()
+    assert "3.0/3.0 MB" in text
+    assert "5.0" not in text

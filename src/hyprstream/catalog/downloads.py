@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import httpx
 
+from hyprstream.catalog.bodies import body_of
 from hyprstream.catalog.card import SHA256, Progress, check_file_name
 from hyprstream.catalog.partials import Origin, Partial
 from hyprstream.catalog.staging import Staging
@@ -72,7 +73,7 @@ def download(
         web: How to ask.
         files: What to bring.
         staging: Where to.
-        progress: Told about the bytes of each file, what an earlier attempt left included.
+        progress: Told about the bytes of each file and of all, what is here already included.
         source: Where they come from, for messages.
 
     Raises:
@@ -86,15 +87,22 @@ def download(
         raise CorruptArchiveError(source, "two of its file names differ only in case")
     missing = [(file.size_bytes or 0) - staging.partials.size_bytes(file.sha256) for file in files]
     staging.reserve(sum(max(0, num_bytes) for num_bytes in missing))
+    if len(files) > 1:
+        sizes = [file.size_bytes for file in files if file.size_bytes is not None]
+        total_bytes = sum(sizes) if len(sizes) == len(files) else None
+        progress.start(f"downloading {staging.ref}", total_bytes)
     for number, file in enumerate(files, start=1):
         label = file.name if len(files) == 1 else f"{file.name} ({number} of {len(files)})"
         _bring(web, file, staging, _Phase(progress, f"downloading {label}"))
+    if len(files) > 1:
+        progress.done()
 
 
 def _bring(web: Web, file: RemoteFile, staging: Staging, phase: "_Phase") -> None:
     if file.sha256 is not None and staging.reuse(
         file.name, size_bytes=file.size_bytes, sha256=file.sha256
     ):
+        phase.skip(file.size_bytes)
         return
     opening = staging.partials.open(sha256=file.sha256, url=file.url, waiting=phase.progress)
     with opening as partial:
@@ -118,6 +126,11 @@ class _Phase:
         self._is_begun = True
         if done_bytes:
             self.progress.advance(done_bytes)
+
+    def skip(self, size_bytes: int | None) -> None:
+        """Tell about a file that was here already."""
+        self.begin(size_bytes, size_bytes or 0)
+        self.end()
 
     def end(self) -> None:
         if self._is_begun:
@@ -269,7 +282,7 @@ class _Download:
     def _receive(self, answer: httpx.Response, end_bytes: int | None) -> None:
         partial, advance = self._partial, self._phase.progress.advance
         limit_bytes = _MAX_BYTES if end_bytes is None else end_bytes
-        for chunk in answer.iter_raw():
+        for chunk in body_of(answer, self._web.patience.stall_s):
             if partial.num_bytes + len(chunk) > limit_bytes:
                 self._reject(f"{self._file.name} has more than {limit_bytes:,} bytes")
             partial.write(chunk)

@@ -21,7 +21,8 @@ _STALE_S = 24 * 3600.0  # a download that nobody went on with for so long
 def collect(shelf: Shelf) -> int:
     """Remove what no manifest stands for; return how many bytes went free."""
     rest = [*abandoned(shelf), *unused_folders(shelf), *unused_content(shelf)]
-    return shelf.partials.collect() + sum(remove(shelf, leftover) for leftover in rest)
+    kept = frozenset(file.stat().st_ino for file in shelf.root.glob("blobs/sha256/*"))
+    return shelf.partials.collect(kept=kept) + sum(remove(shelf, leftover) for leftover in rest)
 
 
 def found(shelf: Shelf, *, partials: bool) -> list[Leftover]:
@@ -66,7 +67,7 @@ def abandoned(shelf: Shelf) -> Iterator[Leftover]:
                 kind="abandoned fetch",
                 name=folder.name,
                 path=folder,
-                size_bytes=_alone(folder),
+                size_bytes=alone(folder),
             )
 
 
@@ -79,7 +80,7 @@ def unused_folders(shelf: Shelf) -> Iterator[Leftover]:
                 kind="unused folder",
                 name="/".join(view.parts[-3:]),
                 path=view,
-                size_bytes=_alone(view),
+                size_bytes=alone(view),
             )
     for file in sorted(shelf.root.glob(f"manifests/*/*/*{DESCRIBED}")):
         if not file.with_suffix(".json").exists():
@@ -185,11 +186,11 @@ def _quarantined(shelf: Shelf) -> Iterator[Leftover]:
             kind="quarantined file",
             name="/".join(folder.parts[-2:]),
             path=folder,
-            size_bytes=_alone(folder),
+            size_bytes=alone(folder),
         )
 
 
-def _alone(folder: Path) -> int:
+def alone(folder: Path) -> int:
     """Length of the files in a folder that have no other name, such as one in blobs/."""
     return sum(size_of(file, max_names=1) for file in folder.rglob("*"))
 

@@ -185,14 +185,21 @@ class Partials:
         """Remove a download whose content has another name by now; one in use is left alone."""
         self._remove(partial.file.with_suffix(".lock"), older_than_s=0.0)
 
-    def collect(self, *, older_than_s: float = MAX_AGE_S) -> int:
-        """Remove downloads that nobody went on with for so long.
+    def collect(
+        self, *, older_than_s: float = MAX_AGE_S, kept: frozenset[int] = frozenset()
+    ) -> int:
+        """Remove downloads that nobody went on with for so long; those in use stay.
+
+        Args:
+            older_than_s: The age from which on they are removed.
+            kept: The inodes of what the cache has: a download that is one of them was taken in
+                by a process that was killed before it could forget it, and goes at any age.
 
         Returns:
             How many bytes of disk became free.
         """
         files = sorted(self._folder.glob("*.lock"))
-        return sum(self._remove(file, older_than_s=older_than_s) for file in files)
+        return sum(self._remove(file, older_than_s=older_than_s, kept=kept) for file in files)
 
     def idle(self, *, older_than_s: float = 0.0) -> list[tuple[Path, int]]:
         """List downloads that nobody is working on; takes no lock.
@@ -220,7 +227,9 @@ class Partials:
         """
         return self._remove(lock_file, older_than_s=0.0)
 
-    def _remove(self, lock_file: Path, *, older_than_s: float) -> int:
+    def _remove(
+        self, lock_file: Path, *, older_than_s: float, kept: frozenset[int] = frozenset()
+    ) -> int:
         content = lock_file.with_suffix(".content")
         freed_bytes = 0
         try:
@@ -231,7 +240,8 @@ class Partials:
                     status = lock_file.stat()
                 else:
                     freed_bytes = status.st_size if status.st_nlink == 1 else 0
-                if older_than_s and time.time() - status.st_mtime < older_than_s:
+                is_young = older_than_s and time.time() - status.st_mtime < older_than_s
+                if is_young and status.st_ino not in kept:
                     return 0
                 for file in (content, lock_file.with_suffix(".json"), lock_file):
                     file.unlink(missing_ok=True)

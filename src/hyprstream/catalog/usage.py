@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from hyprstream.catalog.leftovers import found, size_of, wanted
+from hyprstream.catalog.leftovers import alone, found, size_of, wanted
 from hyprstream.catalog.records import CachedModel, CacheStatus, ModelUsage
 from hyprstream.catalog.shelf import Shelf
 from hyprstream.files import is_locked
@@ -48,7 +48,7 @@ def measure(shelf: Shelf, models: Sequence[CachedModel]) -> CacheStatus:
             for folder in shelf.root.glob("temp/*")
             if is_locked(shelf.lock_file(folder.name))
         ),
-        partial_bytes=_on_disk(shelf.root / "partial"),
+        partial_bytes=alone(shelf.root / "partial"),
         leftovers=tuple(found(shelf, partials=False)),
         free_bytes=shutil.disk_usage(_existing(shelf.root)).free,
     )

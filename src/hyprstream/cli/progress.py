@@ -20,6 +20,7 @@ from hyprstream.cli.text import in_bytes, one_line
 @dataclass(slots=True)
 class _Phase:
     task: TaskID
+    total_bytes: int | None
     num_bytes: int = 0
 
 
@@ -55,7 +56,7 @@ class TransferProgress:
             return
         self._bars.start()
         task = self._bars.add_task(label, total=total_bytes, indent="  " * len(self._open))
-        self._open.append(_Phase(task))
+        self._open.append(_Phase(task, total_bytes))
 
     def advance(self, num_bytes: int) -> None:
         """Count bytes, of every phase that has begun."""
@@ -68,6 +69,8 @@ class TransferProgress:
         if not self._open:
             return
         phase = self._open.pop()
+        if phase.num_bytes < (phase.total_bytes or 0):  # given up; it begins anew
+            self.advance(-phase.num_bytes)
         if self._open or not phase.num_bytes:
             self._bars.remove_task(phase.task)
         else:  # full, also where the length was not known

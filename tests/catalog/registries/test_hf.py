@@ -82,13 +82,14 @@ def test_a_model_comes_with_what_the_loader_needs(catalog: Catalog, hub: Hub, pr
     assert catalog.verify(TINY) == ()
     assert progress.phases == [
         ("looking for hf://org/tiny", None),
+        (f"downloading hf://org/tiny@{COMMIT}", sum(map(len, FETCHED.values()))),
         *(
             (f"downloading {name} ({number} of 3)", len(content))
             for number, (name, content) in enumerate(FETCHED.items(), start=1)
         ),
     ]
-    assert progress.num_bytes == [0, *map(len, FETCHED.values())]
-    assert progress.num_done == 4
+    assert progress.num_bytes == [0, 0, *map(len, FETCHED.values())]
+    assert progress.num_done == 5
     assert not hub.requests("GET", "bin|README")
 
 
@@ -257,7 +258,7 @@ def test_the_next_pull_goes_on_where_one_was_interrupted(
     assert contents(catalog.pull(TINY, progress)) == FETCHED
     (request,) = hub.requests("GET", "/lfs/")
     assert int(request.headers["Range"].removeprefix("bytes=").removesuffix("-")) >= 1 << 20
-    assert progress.num_bytes == [0, *map(len, FETCHED.values())]
+    assert progress.num_bytes == [0, 0, *map(len, FETCHED.values())]
 
 
 def test_a_server_that_knows_no_ranges_begins_again(catalog: Catalog, hub: Hub, progress: Recorder):
@@ -265,7 +266,7 @@ def test_a_server_that_knows_no_ranges_begins_again(catalog: Catalog, hub: Hub, 
     interrupt(catalog, hub)
     hub.faults["/lfs/"] = Fault(no_ranges=True)
     assert contents(catalog.pull(TINY, progress)) == FETCHED
-    assert progress.num_bytes == [0, *map(len, FETCHED.values())]
+    assert progress.num_bytes == [0, 0, *map(len, FETCHED.values())]
 
 
 def test_what_was_damaged_after_it_came_is_fetched_again(

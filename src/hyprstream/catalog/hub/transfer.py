@@ -50,10 +50,13 @@ class Transfer:
         partials = self.staging.partials
         missing = [file.size_bytes - partials.size_bytes(file.sha256) for file in files.values()]
         self.staging.reserve(sum(max(0, num_bytes) for num_bytes in missing))
+        total_bytes = sum(file.size_bytes for file in files.values())
+        self.progress.start(f"downloading {self.ref}", total_bytes)
         for number, (name, file) in enumerate(files.items(), start=1):
             if file.sha256 is not None and self.staging.reuse(
                 name, size_bytes=file.size_bytes, sha256=file.sha256
             ):
+                self.progress.advance(file.size_bytes)
                 continue
             url = f"{self.address}/{self.ref.name}/{self.ref.revision}/{file.name}"
             opening = partials.open(sha256=file.sha256, url=url, waiting=self.progress)
@@ -65,6 +68,7 @@ class Transfer:
                 partial.finish()
                 self.staging.take(name, partial)
                 self.progress.done()
+        self.progress.done()
 
     def _bring(self, file: HubFile, partial: Partial) -> None:
         if file.sha256 is None or partial.num_bytes > file.size_bytes:
