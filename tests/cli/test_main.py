@@ -12,6 +12,7 @@ _COMMANDS = ["", "infer", "chat", "model", "model pull", "model list", "model in
 _COMMANDS += ["model remove", "doctor", "quickstart", "lora", "lora create", "lora info"]
 _COMMANDS += ["model search", "model registries", "cache", "cache status", "cache cleanup"]
 _COMMANDS += ["cache verify", "lora compress", "lora infer", "lora import", "lora export"]
+_COMMANDS += ["auth", "auth login", "auth status"]
 _ROOT = Path(__file__).parent.parent.parent
 
 

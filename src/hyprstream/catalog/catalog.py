@@ -283,12 +283,12 @@ class Catalog:
         return registry.fetch(ref, staging, progress)
 
     def _here(self, registry: Registry, ref: ModelRef, *, fresh: bool = False) -> Path | None:
-        if fresh and not ref.is_path:
+        if ref.is_path:
+            return registry.locate(ref)
+        if fresh:
             return None
-        path = registry.locate(ref)
-        if path is None and (model := self._cache.find(ref)):
-            path = model.path
-        return path
+        model = self._cache.find(ref)
+        return registry.locate(ref) if model is None else model.path
 
     def _cached(self, ref: ModelRef) -> ModelRef:
         if ref.is_path:

@@ -7,7 +7,12 @@ from typing import Literal
 from hyprstream.catalog.catalog import Catalog
 from hyprstream.catalog.credentials import Credential, Credentials, Provider, secret_token
 from hyprstream.catalog.providers import ALIASES
-from hyprstream.errors import AuthenticationError, InvalidInputError, UnavailableError
+from hyprstream.errors import (
+    AuthenticationError,
+    InvalidInputError,
+    InvalidRequestError,
+    UnavailableError,
+)
 from hyprstream.runtime.models import known_providers, open_catalog, open_credentials
 from hyprstream.runtime.settings import Settings
 
@@ -60,11 +65,11 @@ class Accounts:
         """Find who asks for tokens by that name.
 
         Raises:
-            InvalidInputError: Nobody does.
+            InvalidRequestError: Nobody does.
         """
         provider = self._known.get(ALIASES.get(name, name))
         if provider is None:
-            raise InvalidInputError(
+            raise InvalidRequestError(
                 f"{name!r} is nobody to log in to",
                 hint=f"Known are: {', '.join(self._known)}; other registries take no token here.",
             )

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,7 +34,7 @@ class Sink:
         self.num_restarts += 1
 
 
-def ask(process: HubProcess, do: str, **arguments: object) -> HubFailureError:
+def ask(process: HubProcess, do: str, **arguments: Any) -> HubFailureError:
     with pytest.raises(HubFailureError) as caught:
         process.ask(do, **arguments)
     return caught.value
@@ -46,7 +47,7 @@ def test_one_process_answers_many_times_and_survives_failures(hub: Hub):
         assert ask(process, "model", name="org/tiny", revision="v1").kind == "no revision"
         assert process.ask("model", name="org/tiny", revision=None)["commit"] == COMMIT
         sink = Sink()
-        file = {"name": "org/tiny", "commit": COMMIT, "file": "model.safetensors"}
+        file: dict[str, Any] = {"name": "org/tiny", "commit": COMMIT, "file": "model.safetensors"}
         process.ask("download", sink=sink, **file, offset=0, size_bytes=100)
         assert sink.content == bytes(100)
         process.ask("download", sink=sink, **file, offset=60, size_bytes=100)

@@ -19,6 +19,7 @@ import resource
 import sys
 import threading
 from collections.abc import Callable
+from importlib import metadata
 from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit
 
@@ -54,6 +55,14 @@ def origin(url: str) -> tuple[str, str, int | None]:
     """Return whom an address belongs to: scheme, host and port."""
     parts = urlsplit(url)
     return parts.scheme, (parts.hostname or "").lower(), parts.port or _PORTS.get(parts.scheme)
+
+
+def own_version() -> str:
+    """Tell the version of the program, which the Hub is told."""
+    try:
+        return metadata.version("hyprstream")
+    except metadata.PackageNotFoundError:  # run from its source
+        return "source"
 
 
 class TooLongError(Exception):
@@ -125,7 +134,13 @@ class Client:
         self._endpoint = endpoint
         self._token: str | bool = token or False
         self._timeout_s = constants.HF_HUB_DOWNLOAD_TIMEOUT
-        self._api = HfApi(endpoint=endpoint, token=self._token, library_name="hyprstream")
+        self._version = own_version()
+        self._api = HfApi(
+            endpoint=endpoint,
+            token=self._token,
+            library_name="hyprstream",
+            library_version=self._version,
+        )
 
     def model(self, name: str, revision: str | None) -> dict[str, Any]:
         """Describe one revision of a model, with every file of it."""
@@ -149,17 +164,18 @@ class Client:
     def download(self, name: str, commit: str, file: str, offset: int, size_bytes: int) -> None:
         """Bring a file, from an offset on."""
         url = hf_hub_url(name, file, revision=commit, endpoint=self._endpoint)
-        metadata = get_hf_file_metadata(
+        about = get_hf_file_metadata(
             url,
             token=self._token,
             endpoint=self._endpoint,
-            library_name="hyprstream",
             retry_on_errors=True,
+            library_name="hyprstream",
+            library_version=self._version,
         )
-        headers = build_hf_headers(token=self._token, library_name="hyprstream")
+        headers = self._headers()
         headers["accept-encoding"] = "identity"  # packed content cannot be resumed
         http_get(
-            metadata.location,
+            about.location,
             cast("BinaryIO", Pipe(offset=offset, limit=size_bytes)),
             resume_size=offset,
             headers=headers,
@@ -191,9 +207,15 @@ class Client:
         name: str = self._api.whoami()["name"]
         return name
 
+    def _headers(self) -> dict[str, str]:
+        headers: dict[str, str] = build_hf_headers(
+            token=self._token, library_name="hyprstream", library_version=self._version
+        )
+        return headers
+
     def _get(self, path: str, **query: str | int | bool) -> Any:
-        headers = build_hf_headers(token=self._token, library_name="hyprstream")
-        response = get_session().get(self._endpoint + path, params=query, headers=headers)
+        address = self._endpoint + path
+        response = get_session().get(address, params=query, headers=self._headers())
         hf_raise_for_status(response)
         return response.json()
 
@@ -212,8 +234,8 @@ def failure(error: BaseException) -> dict[str, Any]:
     ]
     kind = next((word for known, word in kinds if isinstance(error, known)), "")
     response = getattr(error, "response", None)
-    if not kind and isinstance(error, OSError):  # "Consistency check failed"
-        kind = "too short"
+    if not kind and isinstance(error, OSError) and error.errno is None:
+        kind = "too short"  # the library's own check
     waiting = response.headers.get("retry-after", "") if response is not None else ""
     return {
         "failed": kind or "strange",

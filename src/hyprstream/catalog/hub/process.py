@@ -99,7 +99,7 @@ class HubProcess:
             env={**kept, **_SETTINGS, "HF_ENDPOINT": endpoint},
             start_new_session=True,  # Ctrl-C is for us; the process ends with the block
         )
-        self._send({"endpoint": endpoint, "token": token})
+        self._greeting: dict[str, object] | None = {"endpoint": endpoint, "token": token}
 
     def __enter__(self) -> "HubProcess":
         return self
@@ -131,6 +131,9 @@ class HubProcess:
             HubFailureError: It failed.
             UnavailableError: The process ended.
         """
+        if self._greeting is not None:
+            self._send(self._greeting)
+            self._greeting = None
         self._send({"do": do, **arguments})
         while True:
             message = self._receive()

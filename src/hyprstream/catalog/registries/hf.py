@@ -97,6 +97,11 @@ class HfRegistry:
         self, ref: ModelRef, staging: Staging, progress: Progress, patterns: Sequence[str]
     ) -> ModelCard:
         """Download the files that fit one of the shell patterns; without any, as `fetch`."""
+        if patterns and ref.tag is not None:
+            raise InvalidReferenceError(
+                f"{ref} names a file with its tag, and others are chosen besides",
+                hint="Leave away the tag, or what chooses files.",
+            )
         self._require_network(f"fetching {ref}")
         if environment.is_set(self._environ, "HF_HUB_DISABLE_PROGRESS_BARS"):
             progress = SilentProgress()
