@@ -1,10 +1,18 @@
 import hashlib
 import os
+import resource
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hyprstream.catalog.connection import Connection
 from hyprstream.catalog.downloads import RemoteFile, download
@@ -383,3 +391,67 @@ def test_names_that_differ_only_in_case_are_refused(server: FaultServer, staging
     ):
         download(web, files, staging, Recorder(), source="a test")
     assert server.seen == []
+
+
+NUMBERS = st.none() | st.integers(0, len(CONTENT))
+FAULTS = st.builds(
+    Fault,
+    status=st.none() | st.sampled_from([200, 206, 404, 416, 429, 500]),
+    headers=st.dictionaries(
+        st.sampled_from(
+            ["Content-Range", "Content-Length", "ETag", "Location", "Content-Encoding"]
+        ),
+        st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=12)
+        | st.sampled_from(["bytes */300000", "bytes 0-1/2", '"one"', "gzip"]),
+        max_size=2,
+    ),
+    body=st.none() | st.binary(max_size=64),
+    cut_at=NUMBERS,
+    reset_at=NUMBERS,
+    length=NUMBERS,
+    content_range=st.none()
+    | st.builds(
+        "bytes {}-{}/{}".format, st.integers(0, 10), st.integers(0, 10), st.integers(0, 10)
+    ),
+    ignores_range=st.booleans(),
+    silent=st.booleans(),
+)
+
+
+@settings(deadline=None, max_examples=15)
+@given(faults=st.lists(FAULTS, min_size=1, max_size=4))
+def test_whatever_a_server_does_the_content_is_right_or_an_error_is_raised(faults: list[Fault]):
+    with serving(FaultServer()) as server, TemporaryDirectory() as folder:
+        server.put(PATH, CONTENT, etag=ETAG)
+        for fault in faults:
+            server.fail(PATH, fault, times=1)
+        fetch = Download(server, Path(folder))
+        with suppress(HyprstreamError):
+            assert fetch(sha256=SHA256, size_bytes=len(CONTENT)) == CONTENT
+        server.heal()
+        assert fetch(sha256=SHA256, size_bytes=len(CONTENT)) == CONTENT
+        assert fetch.left == 0
+
+
+def test_a_full_disk_is_said_and_what_came_is_kept(fetch: Download):
+    def fill() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+
+    program = (
+        "import sys\nfrom pathlib import Path\n"
+        "from tests.catalog.test_downloads import Download\n"
+        "from tests.catalog.servers.faults import FaultServer\n"
+        "class Far:\n    def url(self, path): return sys.argv[1] + path\n"
+        "Download(Far(), Path(sys.argv[2]))(sha256=sys.argv[3])\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program, fetch.server.url(""), str(fetch.folder), SHA256],
+        check=False,
+        capture_output=True,
+        text=True,
+        preexec_fn=fill,
+    )
+    assert "StorageFullError: no room left to write" in ended.stderr
+    assert fetch.left == 100_000
+    assert fetch(sha256=SHA256) == CONTENT

@@ -88,8 +88,20 @@ def download(
     missing = [(file.size_bytes or 0) - staging.partials.size_bytes(file.sha256) for file in files]
     staging.reserve(sum(max(0, num_bytes) for num_bytes in missing))
     for number, file in enumerate(files, start=1):
-        label = file.name if len(files) == 1 else f"{file.name} ({number} of {len(files)})"
-        _bring(web, file, staging, _Phase(progress, f"downloading {label}"))
+        label = f"downloading {file.name}"
+        if len(files) > 1:
+            label += f" ({number} of {len(files)}{_in_all(files)})"
+        _bring(web, file, staging, _Phase(progress, label))
+
+
+def _in_all(files: Sequence[RemoteFile]) -> str:
+    """Say how long all files are together, where that is known."""
+    lengths = [file.size_bytes for file in files]
+    num_bytes = sum(length or 0 for length in lengths)
+    if None in lengths:
+        return ""
+    size = f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
+    return f"; {size} in all"
 
 
 def _bring(web: Web, file: RemoteFile, staging: Staging, phase: "_Phase") -> None:

@@ -78,7 +78,7 @@ def test_the_layers_become_files_and_the_manifest_the_revision(
     digest = hashlib.sha256(server._resources[MANIFEST].content).hexdigest()
     assert str(model.card.ref) == f"acme://tiny:8b@{digest}"
     assert catalog.verify(TINY) == ()
-    assert progress.phases[1] == ("downloading tiny-8b.gguf (1 of 6)", len(GGUF))
+    assert progress.phases[1] == ("downloading tiny-8b.gguf (1 of 6; 0.1 MB in all)", len(GGUF))
     assert progress.num_done == len(progress.phases)
     assert server.seen[0].headers["accept"].startswith("application/vnd.docker.distribution")
 
