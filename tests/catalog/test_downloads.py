@@ -50,12 +50,13 @@ class Download:
         self.folder = folder
         self.waits: list[float] = []
         self.progress = Recorder()
+        self.stall_s = 10.0
 
     def __call__(self, *, path: str = PATH, **promises: Any) -> bytes:
         self.folder.joinpath(f"staging{len(list(self.folder.iterdir()))}").mkdir()
         folder = max(self.folder.glob("staging*"), key=lambda file: file.stat().st_ctime_ns)
         staging = Staging(ModelRef.parse("https://host/tiny"), folder, partials=self.partials)
-        patience = Patience(stall_s=0.2, connect_s=2.0, sleep=self.waits.append)
+        patience = Patience(stall_s=self.stall_s, connect_s=10.0, sleep=self.waits.append)
         file = RemoteFile(name="tiny.gguf", url=self.server.url(path), **promises)
         with Web(Connection(environ={}), patience) as web:
             download(web, [file], staging, self.progress, source="a test")
@@ -122,6 +123,7 @@ def test_what_passes_is_tried_again_and_resumed(
     server: FaultServer, fetch: Download, fault: Fault, promises: Any
 ):
     server.fail(PATH, fault, times=2)
+    fetch.stall_s = 0.5 if fault.stall_at is not None else fetch.stall_s
     assert fetch(**promises) == CONTENT
     # What a reset destroys on its way, at most two socket buffers, is sent again.
     slack = 200_000 if fault.reset_at else 20_000
@@ -144,6 +146,7 @@ def test_long_files_are_read_in_large_pieces(server: FaultServer, fetch: Downloa
     content = os.urandom(4_000_000)
     server.put(PATH, content, etag=ETAG)
     server.fail(PATH, fault, times=1)
+    fetch.stall_s = 0.5 if fault.stall_at is not None else fetch.stall_s
     assert fetch(sha256=hashlib.sha256(content).hexdigest()) == content
     assert len(fetch.waits) == (fault.length is None)
     if not fault.reset_at:  # which destroys what is on its way
@@ -426,6 +429,7 @@ def test_whatever_a_server_does_the_content_is_right_or_an_error_is_raised(fault
         for fault in faults:
             server.fail(PATH, fault, times=1)
         fetch = Download(server, Path(folder))
+        fetch.stall_s = 0.5
         with suppress(HyprstreamError):
             assert fetch(sha256=SHA256, size_bytes=len(CONTENT)) == CONTENT
         server.heal()
