@@ -16,30 +16,30 @@ from hyprstream.refs import (
     version_id,
 )
 
-SEGMENTS = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,20}", fullmatch=True)
+SEGMENTS = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,9}", fullmatch=True)
 NAMES = st.lists(SEGMENTS, min_size=1, max_size=4).map("/".join)
 REVISIONS = st.lists(
-    st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,20}", fullmatch=True), min_size=1, max_size=4
+    st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,9}", fullmatch=True), min_size=1, max_size=4
 ).map("/".join)
 OTHERS = {"file", "s3", *URL_SCHEMES}
 SCHEMES = st.from_regex(r"[a-z][a-z0-9-]{0,31}", fullmatch=True).filter(lambda s: s not in OTHERS)
-TAGS = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,20}", fullmatch=True)
+TAGS = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,9}", fullmatch=True)
 PORTS = st.integers(0, 65535).map(":{}".format)
 HOSTED = st.builds(
     lambda host, port, name: f"{host}{port}/{'/'.join(name.split('/')[:3])}", SEGMENTS, PORTS, NAMES
 )
-HOSTS = st.from_regex(r"[a-z0-9]([a-z0-9.-]{0,20}[a-z0-9])?|\[::[0-9a-f]{1,4}\]", fullmatch=True)
-URL_PARTS = st.from_regex(r"([A-Za-z0-9_~@:+=,!-]|%20|%C3%A9){1,20}", fullmatch=True)
+HOSTS = st.from_regex(r"[a-z0-9]([a-z0-9.-]{0,9}[a-z0-9])?|\[::[0-9a-f]{1,4}\]", fullmatch=True)
+URL_PARTS = st.from_regex(r"([A-Za-z0-9_~@:+=,!-]|%20|%C3%A9){1,9}", fullmatch=True)
 URL_NAMES = st.builds(
     lambda host, port, parts: "/".join([host + port, *parts]),
     HOSTS,
     st.just("") | PORTS,
-    st.lists(URL_PARTS, max_size=6),
+    st.lists(URL_PARTS, max_size=4),
 )
 KEYS = st.builds(
     lambda bucket, key: "/".join([bucket, *key]),
-    st.from_regex(r"[a-z0-9][a-z0-9-]{2,20}", fullmatch=True),
-    st.lists(st.from_regex(r"[A-Za-z0-9_!'()*=+-]{1,20}", fullmatch=True), min_size=1, max_size=9),
+    st.from_regex(r"[a-z0-9][a-z0-9-]{2,9}", fullmatch=True),
+    st.lists(st.from_regex(r"[A-Za-z0-9_!'()*=+-]{1,9}", fullmatch=True), min_size=1, max_size=5),
 )
 MODELS = st.one_of(
     st.builds(

@@ -1,10 +1,18 @@
 import hashlib
 import os
+import resource
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hyprstream.catalog.connection import Connection
 from hyprstream.catalog.downloads import RemoteFile, download
@@ -42,12 +50,13 @@ class Download:
         self.folder = folder
         self.waits: list[float] = []
         self.progress = Recorder()
+        self.stall_s = 10.0
 
     def __call__(self, *, path: str = PATH, **promises: Any) -> bytes:
         self.folder.joinpath(f"staging{len(list(self.folder.iterdir()))}").mkdir()
         folder = max(self.folder.glob("staging*"), key=lambda file: file.stat().st_ctime_ns)
         staging = Staging(ModelRef.parse("https://host/tiny"), folder, partials=self.partials)
-        patience = Patience(stall_s=0.2, connect_s=2.0, sleep=self.waits.append)
+        patience = Patience(stall_s=self.stall_s, connect_s=10.0, sleep=self.waits.append)
         file = RemoteFile(name="tiny.gguf", url=self.server.url(path), **promises)
         with Web(Connection(environ={}), patience) as web:
             download(web, [file], staging, self.progress, source="a test")
@@ -114,6 +123,7 @@ def test_what_passes_is_tried_again_and_resumed(
     server: FaultServer, fetch: Download, fault: Fault, promises: Any
 ):
     server.fail(PATH, fault, times=2)
+    fetch.stall_s = 0.5 if fault.stall_at is not None else fetch.stall_s
     assert fetch(**promises) == CONTENT
     # What a reset destroys on its way, at most two socket buffers, is sent again.
     slack = 200_000 if fault.reset_at else 20_000
@@ -136,6 +146,7 @@ def test_long_files_are_read_in_large_pieces(server: FaultServer, fetch: Downloa
     content = os.urandom(4_000_000)
     server.put(PATH, content, etag=ETAG)
     server.fail(PATH, fault, times=1)
+    fetch.stall_s = 0.5 if fault.stall_at is not None else fetch.stall_s
     assert fetch(sha256=hashlib.sha256(content).hexdigest()) == content
     assert len(fetch.waits) == (fault.length is None)
     if not fault.reset_at:  # which destroys what is on its way
@@ -383,3 +394,68 @@ def test_names_that_differ_only_in_case_are_refused(server: FaultServer, staging
     ):
         download(web, files, staging, Recorder(), source="a test")
     assert server.seen == []
+
+
+NUMBERS = st.none() | st.integers(0, len(CONTENT))
+FAULTS = st.builds(
+    Fault,
+    status=st.none() | st.sampled_from([200, 206, 404, 416, 429, 500]),
+    headers=st.dictionaries(
+        st.sampled_from(
+            ["Content-Range", "Content-Length", "ETag", "Location", "Content-Encoding"]
+        ),
+        st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=12)
+        | st.sampled_from(["bytes */300000", "bytes 0-1/2", '"one"', "gzip"]),
+        max_size=2,
+    ),
+    body=st.none() | st.binary(max_size=64),
+    cut_at=NUMBERS,
+    reset_at=NUMBERS,
+    length=NUMBERS,
+    content_range=st.none()
+    | st.builds(
+        "bytes {}-{}/{}".format, st.integers(0, 10), st.integers(0, 10), st.integers(0, 10)
+    ),
+    ignores_range=st.booleans(),
+    silent=st.booleans(),
+)
+
+
+@settings(deadline=None, max_examples=15)
+@given(faults=st.lists(FAULTS, min_size=1, max_size=4))
+def test_whatever_a_server_does_the_content_is_right_or_an_error_is_raised(faults: list[Fault]):
+    with serving(FaultServer()) as server, TemporaryDirectory() as folder:
+        server.put(PATH, CONTENT, etag=ETAG)
+        for fault in faults:
+            server.fail(PATH, fault, times=1)
+        fetch = Download(server, Path(folder))
+        fetch.stall_s = 0.5
+        with suppress(HyprstreamError):
+            assert fetch(sha256=SHA256, size_bytes=len(CONTENT)) == CONTENT
+        server.heal()
+        assert fetch(sha256=SHA256, size_bytes=len(CONTENT)) == CONTENT
+        assert fetch.left == 0
+
+
+def test_a_full_disk_is_said_and_what_came_is_kept(fetch: Download):
+    def fill() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+
+    program = (
+        "import sys\nfrom pathlib import Path\n"
+        "from tests.catalog.test_downloads import Download\n"
+        "from tests.catalog.servers.faults import FaultServer\n"
+        "class Far:\n    def url(self, path): return sys.argv[1] + path\n"
+        "Download(Far(), Path(sys.argv[2]))(sha256=sys.argv[3])\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program, fetch.server.url(""), str(fetch.folder), SHA256],
+        check=False,
+        capture_output=True,
+        text=True,
+        preexec_fn=fill,
+    )
+    assert "StorageFullError: no room left to write" in ended.stderr
+    assert fetch.left == 100_000
+    assert fetch(sha256=SHA256) == CONTENT

@@ -140,6 +140,7 @@ def test_offline_touches_no_socket(tmp_path: Path):
         env={
             **os.environ,
             "HYPRSTREAM_OFFLINE": "1",
+            "HYPRSTREAM_KEYRING": "false",  # that library asks the linker for others
             "HYPRSTREAM_HOME": str(tmp_path),
             "HYPRSTREAM_CONFIG": str(tmp_path / "none.toml"),
         },

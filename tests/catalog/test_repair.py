@@ -139,7 +139,7 @@ def test_foreign_files_are_kept_aside_and_never_on_top_of_one_another(
         assert cache.verify(TINY_1) == []
         (folder / "sub").rmdir()
     quarantine = cache.shelf.quarantine(TINY_1)
-    assert contents(quarantine) == {"sub/notes.txt": b"one", "sub/notes.txt.2": b"two"}
+    assert contents(quarantine) == {"1/sub/notes.txt": b"one", "2/sub/notes.txt": b"two"}
 
 
 def test_a_foreign_link_is_moved_and_what_it_leads_to_is_not(

@@ -15,7 +15,7 @@ from hyprstream.errors import (
 from tests.catalog.servers.faults import Fault, FaultServer, ProxyServer, serving
 from tests.catalog.servers.tls import NAME, TlsServer, TunnelServer, make_certificate
 
-PATIENCE = Patience(stall_s=0.5, connect_s=2.0, max_failures=2, sleep=lambda _: None)
+PATIENCE = Patience(stall_s=1.0, connect_s=10.0, max_failures=2, sleep=lambda _: None)
 TOKEN = "secret"  # noqa: S105
 
 

@@ -79,6 +79,8 @@ class ModelCache:
         with storage(self.shelf.root):
             files = self.shelf.manifest_files()
             if ref is not None:
+                if ref.revision is not None:
+                    ref = self.shelf.resolve(ref) or ref
                 folder, wanted = self.shelf.newest_file(ref).parent, self.shelf.manifest_file(ref)
                 files = [
                     file

@@ -6,11 +6,11 @@ answers with JSON that holds a `token` (distribution.github.io/distribution/spec
 
 import re
 from typing import Annotated
-from urllib.parse import urlencode
 
+import httpx
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from hyprstream.catalog.web import Web
+from hyprstream.catalog.web import Web, led_to
 from hyprstream.errors import RegistryAnswerError
 
 _PARAMETER = re.compile(r'([a-z_]{1,20})="([^"\\]{0,500})"')
@@ -24,27 +24,28 @@ class _Grant(BaseModel):
     access_token: Annotated[str | None, Field(pattern=r"^[\x21-\x7e]{1,16384}$")] = None
 
 
-def token_for(web: Web, challenge: str, *, what: str) -> str | None:
+def token_for(web: Web, challenge: str, *, asker: str, what: str) -> str | None:
     """Get the token that a challenge wants, as a stranger; None if it is of another kind.
 
     Args:
-        web: How to ask; it refuses realms that are spoken to in clear.
+        web: How to ask.
         challenge: The value of `WWW-Authenticate`.
+        asker: The address that it came from; it may lead where a redirect might.
         what: What the token is for, for messages.
 
     Raises:
-        RegistryAnswerError: The realm's answer makes no sense.
+        RegistryAnswerError: The realm must not be asked, or its answer makes no sense.
         HyprstreamError: As `Web.get`.
     """
     kind, _, rest = challenge[:4096].partition(" ")
     parameters = dict(_PARAMETER.findall(rest))
     realm = parameters.get("realm", "")
-    if kind.lower() != "bearer" or not realm:
+    if kind.lower() != "bearer" or "://" not in realm:
         return None
     asked = {name: parameters[name] for name in ("service", "scope") if name in parameters}
-    separator = "&" if "?" in realm else "?"
+    address = led_to(httpx.URL(asker), realm, what)
     answer = web.get(
-        f"{realm}{separator}{urlencode(asked)}",
+        str(address.copy_merge_params(asked)),
         what=f"a token for {what}",
         max_bytes=_MAX_BYTES,
     )

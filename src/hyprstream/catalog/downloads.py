@@ -99,17 +99,25 @@ def download(
 
 
 def _bring(web: Web, file: RemoteFile, staging: Staging, phase: "_Phase") -> None:
-    if file.sha256 is not None and staging.reuse(
-        file.name, size_bytes=file.size_bytes, sha256=file.sha256
-    ):
+    if _reuse(file, staging):
         phase.skip(file.size_bytes)
         return
     opening = staging.partials.open(sha256=file.sha256, url=file.url, waiting=phase.progress)
     with opening as partial:
+        # The process that held it before may have put the content into the cache.
+        if partial.num_bytes == 0 and _reuse(file, staging):
+            return
         _Download(web, file, partial, phase).run()
         partial.finish()
         staging.take(file.name, partial)
         phase.end()
+
+
+def _reuse(file: RemoteFile, staging: Staging) -> bool:
+    """Take the content from the cache, if it is there."""
+    return file.sha256 is not None and staging.reuse(
+        file.name, size_bytes=file.size_bytes, sha256=file.sha256
+    )
 
 
 class _Phase:
@@ -239,6 +247,7 @@ class _Download:
         total = None if match is None or match[3] == "*" else int(match[3])
         if (
             match is None
+            or self._partial.is_finished
             or int(match[1]) != start
             or (total is not None and int(match[2]) != total - 1)
             or (total is not None and known not in (None, total))

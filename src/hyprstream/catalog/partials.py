@@ -171,6 +171,8 @@ class Partials:
                 yield partial
             finally:
                 partial.close()
+                if not partial.file.exists():
+                    self._unlink(partial.file)
 
     def size_bytes(self, sha256: str | None) -> int:
         """How much of a content with a promised hash is here."""
@@ -243,11 +245,16 @@ class Partials:
                 is_young = older_than_s and time.time() - status.st_mtime < older_than_s
                 if is_young and status.st_ino not in kept:
                     return 0
-                for file in (content, lock_file.with_suffix(".json"), lock_file):
-                    file.unlink(missing_ok=True)
+                self._unlink(content)
         except CacheBusyError:
             return 0
         return freed_bytes
+
+    def _unlink(self, content: Path) -> None:
+        """Remove what belongs to a download, its lock last; the caller holds it."""
+        with storage(self._folder):
+            for file in (content, content.with_suffix(".json"), content.with_suffix(".lock")):
+                file.unlink(missing_ok=True)
 
 
 @contextmanager

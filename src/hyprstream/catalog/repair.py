@@ -1,5 +1,6 @@
 """Mends a damaged model: sound files stay, and only what this disk has not is fetched again."""
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -40,7 +41,8 @@ def repair(cache: ModelCache, fetch: Fetch, ref: ModelRef, progress: Progress) -
     with cache.stage(ref, progress) as staging:
         with storage(cache.shelf.root):
             damages = checks.verify_readable(cache.shelf, ref, progress)
-            moved = [_quarantine(cache.shelf, damage) for damage in damages if damage.foreign]
+            foreign = [damage.file for damage in damages if damage.foreign]
+            moved = _quarantine(cache.shelf, ref, foreign)
         own = [damage for damage in damages if not damage.foreign]
         if own:
             _mend(cache, fetch, staging, own, progress)
@@ -102,13 +104,15 @@ def _take(staging: Staging, entries: Iterable[FileEntry]) -> bool:
     )
 
 
-def _quarantine(shelf: Shelf, damage: Damage) -> Path:
-    """Move a file out of a model; where one of its name is there already, beside that."""
-    folder = shelf.quarantine(damage.ref)
-    target, number = inside(folder, damage.file), 1
-    while target.exists() or target.is_symlink():
-        number += 1
-        target = inside(folder, f"{damage.file}.{number}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    inside(shelf.view(damage.ref)).joinpath(damage.file).rename(target)
-    return target
+def _quarantine(shelf: Shelf, ref: ModelRef, names: Iterable[str]) -> list[Path]:
+    """Move files out of a model, each time to a folder that is not there yet."""
+    numbers = (str(number) for number in itertools.count(1))
+    folders = (inside(shelf.quarantine(ref), number) for number in numbers)
+    folder = next(folder for folder in folders if not folder.exists())
+    moved = []
+    for name in names:
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (shelf.view(ref) / name).rename(target)
+        moved.append(target)
+    return moved

@@ -254,7 +254,7 @@ class Web:
                 return response
             try:
                 _finish(response)
-                here = _target(here, response.headers.get("Location", ""), what)
+                here = led_to(here, response.headers.get("Location", ""), what)
             finally:
                 response.close()
         raise RegistryAnswerError(
@@ -285,6 +285,32 @@ def origin_of(url: httpx.URL | str) -> str:
     return f"{url.scheme}://{host}{port}"
 
 
+def led_to(here: httpx.URL, location: str, what: str) -> httpx.URL:
+    """Find out where a server leads, and refuse where it must not.
+
+    Args:
+        here: The address that was asked.
+        location: What its answer says.
+        what: What was asked for, for messages.
+
+    Raises:
+        RegistryAnswerError: It leads from https to http, to this machine from elsewhere, to
+            what is no address of the web, or names a user.
+    """
+    try:
+        target = here.join(location).copy_with(fragment=None)
+    except httpx.InvalidURL as error:
+        raise RegistryAnswerError(f"{here.host} leads to no address for {what}: {error}") from error
+    lowered = here.scheme == "https" and target.scheme != "https"
+    if not location or lowered or (_is_here(target) and not _is_here(here)):
+        raise RegistryAnswerError(
+            f"{here.host} leads to {str(target)[:80]!r} for {what}, where it must not lead",
+            hint="Report it to whoever runs that server.",
+        )
+    _check_address(target, what)
+    return target
+
+
 def _check_address(url: httpx.URL, what: str) -> None:
     if url.scheme not in _DEFAULT_PORTS or not url.host or url.userinfo:
         raise RegistryAnswerError(f"the address of {what} is not one of the web, or names a user")
@@ -297,19 +323,6 @@ def _check_address(url: httpx.URL, what: str) -> None:
 
 def _is_here(url: httpx.URL) -> bool:
     return is_loopback(f"[{url.host}]" if ":" in url.host else url.host)
-
-
-def _target(here: httpx.URL, location: str, what: str) -> httpx.URL:
-    """Find out where a redirect leads, and refuse where it must not."""
-    target = here.join(location).copy_with(fragment=None)
-    lowered = here.scheme == "https" and target.scheme != "https"
-    if not location or lowered or (_is_here(target) and not _is_here(here)):
-        raise RegistryAnswerError(
-            f"{here.host} redirects {what} to {str(target)[:80]!r}, where it must not lead",
-            hint="Report it to whoever runs that server.",
-        )
-    _check_address(target, what)
-    return target
 
 
 def _finish(response: httpx.Response) -> None:

@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -113,6 +114,28 @@ def test_a_folder_is_fetched_and_pinned(
     wrong = catalog.resolve(f"{server.url('/m')}#sha256={'0' * 64}")
     with pytest.raises(ChecksumMismatchError, match="has other content"):
         catalog.pull(wrong)
+
+
+def test_the_index_and_the_revision_are_those_that_the_page_for_users_says(
+    server: FaultServer, catalog: Catalog, tmp_path: Path
+):
+    page = (Path(__file__).parents[3] / "docs" / "models.md").read_text("utf-8")
+    program = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)[0]
+    command = re.findall(r"^\$ (find .*)$", page, re.MULTILINE)[0]
+    for name, content in FOLDER.items():
+        file = tmp_path / "folder" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    printed = subprocess.check_output(
+        ["bash", "-c", f"{program}\n{command}"],  # noqa: S607
+        cwd=tmp_path / "folder",
+        text=True,
+    )
+    _put(server, FOLDER, index=False)
+    server.put("/m/index.json", (tmp_path / "folder" / "index.json").read_bytes())
+    catalog.pull(catalog.resolve(server.url("/m")))
+    (model,) = catalog.list()
+    assert [model.card.ref.revision, "-"] == printed.split()
 
 
 def test_shards_are_found_by_their_own_index(server: FaultServer, catalog: Catalog):

@@ -129,7 +129,15 @@ def test_a_token_of_the_user_is_sent_as_it_is(cache: ModelCache, server: OllamaS
 
 @pytest.mark.parametrize(
     "challenge",
-    ["", "Basic", "Bearer", 'Bearer realm="http://example.org/token"', 'Bearer realm="//"'],
+    [
+        "",
+        "Basic",
+        "Bearer",
+        'Bearer realm="http://example.org/token"',
+        'Bearer realm="//"',
+        'Bearer realm="http://[::1"',
+        'Bearer realm="https://me:secret@127.0.0.1/token"',
+    ],
 )
 def test_a_challenge_that_cannot_be_met_ends(
     catalog: Catalog, server: OllamaServer, challenge: str

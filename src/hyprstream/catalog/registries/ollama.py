@@ -211,7 +211,7 @@ class OllamaRegistry:
         except AuthenticationError as error:
             if credential is not None:
                 raise
-            token = token_for(web, error.challenge, what=str(ref))
+            token = token_for(web, error.challenge, asker=base, what=str(ref))
             if token is None:
                 raise
             credential = Credential(token=token, origin=origin_of(base))
