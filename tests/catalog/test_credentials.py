@@ -2,6 +2,7 @@ import logging
 import pickle
 import stat
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -210,6 +211,19 @@ def test_a_keyring_that_does_not_keep_is_not_relied_on(
     assert token_of(source) == ("hush", kept.place)
     assert source.forget(HUB)
     assert "hush" not in caplog.text
+
+
+@pytest.mark.parametrize("backend", ["fail", "null"])
+def test_the_librarys_own_backends_without_a_service_are_not_relied_on(
+    tmp_path: Path, backend: str
+):
+    pytest.importorskip("keyring", reason="the library keyring is not installed")
+    keyring = import_module(f"keyring.backends.{backend}").Keyring()
+    source = credentials(tmp_path, keyring)
+    kept = source.keep(HUB, Secret("hush"))
+    assert token_of(source) == ("hush", kept.place)
+    assert kept.place.endswith("credentials.json")
+    assert source.forget(HUB)
 
 
 @pytest.mark.parametrize("text", ["", " ", "two words", "line\nbreak", "\N{SNOWMAN}", "x" * 5000])

@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -315,9 +317,18 @@ def test_promises_that_are_false_leave_nothing(
 
 @pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", None])
 def test_offline_no_socket_is_touched(
-    cache: ModelCache, environ: dict[str, str], hub: Hub, variable: str | None
+    cache: ModelCache,
+    environ: dict[str, str],
+    hub: Hub,
+    variable: str | None,
+    monkeypatch: pytest.MonkeyPatch,
 ):
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError(f"a process or a connection was begun: {arguments} {options}")
+
     hub.add("org/tiny", FOLDER)
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
     settings = {variable: "1"} if variable else {}
     catalog = Catalog(cache, environ={**environ, **settings}, offline=variable is None)
     for act in (
