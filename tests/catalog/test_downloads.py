@@ -336,6 +336,14 @@ def test_a_server_that_wants_a_long_pause_is_not_waited_for(
     assert fetch.waits == []
 
 
+def test_a_server_that_drips_is_not_waited_for(server: FaultServer, fetch: Download):
+    server.fail(PATH, Fault(bytes_per_s=500), times=1)
+    fetch.stall_s = 0.5
+    assert fetch(sha256=SHA256) == CONTENT
+    assert "range" in server.seen[-1].headers
+    assert len(fetch.waits) >= 1
+
+
 def test_waits_double(server: FaultServer, fetch: Download):
     server.fail(PATH, Fault(status=500))
     with pytest.raises(RegistryUnreachableError, match="answers 500"):

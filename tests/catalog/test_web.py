@@ -63,9 +63,10 @@ def get(
     token_for: str | None = None,
     max_bytes: int = 100,
     offline: bool = False,
+    patience: Patience = PATIENCE,
 ) -> bytes:
     credential = Credential(token=TOKEN, origin=origin_of(token_for)) if token_for else None
-    with Web(Connection(environ=environ or {}, offline=offline), PATIENCE) as web:
+    with Web(Connection(environ=environ or {}, offline=offline), patience) as web:
         return web.get(url, what="a", max_bytes=max_bytes, credential=credential).content
 
 
@@ -164,9 +165,12 @@ def test_a_server_that_says_nothing_is_not_waited_for(server: FaultServer):
     assert len(server.seen) == 2
 
 
-def test_a_name_that_nobody_knows_is_not_reached():
-    with pytest.raises(RegistryUnreachableError):
-        get("https://no-such-host.invalid/a")
+def test_a_server_that_drips_is_not_waited_for(server: FaultServer):
+    server.put("/slow", bytes(1 << 20))
+    server.fail("/slow", Fault(bytes_per_s=50_000))
+    patience = Patience(stall_s=0.5, max_failures=1)
+    with pytest.raises(RegistryUnreachableError, match="took more than 2 s"):
+        get(server.url("/slow"), max_bytes=1 << 20, patience=patience)
 
 
 def test_offline_asks_nobody(server: FaultServer):

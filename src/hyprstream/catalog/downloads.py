@@ -7,6 +7,7 @@ where an earlier process left a part of it. Memory does not grow with the file.
 
 import email.utils
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -27,6 +28,7 @@ from hyprstream.errors import (
 )
 
 _PROGRESS_BYTES = 1 << 20  # so much that is new makes up for the failures before
+_LEAST_BYTES_PER_S = 1 << 10
 _MAX_BYTES = 1 << 42  # more is no model, and its length was not promised
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 _UNSATISFIED = re.compile(r"bytes \*/(\d{1,18})")
@@ -204,9 +206,8 @@ class _Download:
     def _ask(self) -> bool:
         """Ask once for what is missing; tell whether that was the end."""
         partial, file = self._partial, self._file
-        if partial.num_bytes and file.sha256 is None and partial.origin is None:
-            self._begin_anew(None, file.size_bytes)
-        start = partial.num_bytes if self._may_resume else 0
+        is_known = file.sha256 is not None or partial.origin is not None
+        start = partial.num_bytes if self._may_resume and is_known else 0
         if start and start == file.size_bytes and file.sha256 is not None:
             return True
         headers = dict(file.headers)
@@ -255,7 +256,8 @@ class _Download:
             self._may_resume = False
             raise RegistryUnreachableError(
                 f"{answer.url.host} sent the part {text[:60]!r} of {self._file.name}, "
-                f"not what begins at {start:,}"
+                f"not what begins at {start:,}",
+                hint="Try again; if that does not help, the server or a proxy is broken.",
             )
         return known if total is None else total
 
@@ -291,17 +293,42 @@ class _Download:
     def _receive(self, answer: httpx.Response, end_bytes: int | None) -> None:
         partial, advance = self._partial, self._phase.progress.advance
         limit_bytes = _MAX_BYTES if end_bytes is None else end_bytes
+        pace = _Pace(2 * self._web.patience.stall_s)
         for chunk in body_of(answer, self._web.patience.stall_s):
             if partial.num_bytes + len(chunk) > limit_bytes:
                 self._reject(f"{self._file.name} has more than {limit_bytes:,} bytes")
             partial.write(chunk)
             advance(len(chunk))
+            if pace.is_too_slow(len(chunk)):
+                raise RegistryUnreachableError(
+                    f"{answer.url.host} sends {self._file.name} too slowly",
+                    hint="Check the network; what has come so far is kept.",
+                )
         if end_bytes is not None and partial.num_bytes < end_bytes:
             raise RegistryUnreachableError(
                 f"{answer.url.host} ended {self._file.name} after {partial.num_bytes:,} "
                 f"of {end_bytes:,} bytes",
                 hint="Check the network; what has come so far is kept.",
             )
+
+
+class _Pace:
+    """Tells when so little comes that nobody would wait for the end."""
+
+    def __init__(self, period_s: float) -> None:
+        self._period_s = period_s
+        self._begun = time.monotonic()
+        self._num_bytes = 0
+
+    def is_too_slow(self, num_bytes: int) -> bool:
+        """Take note of what came; judge at the end of each period."""
+        self._num_bytes += num_bytes
+        passed_s = time.monotonic() - self._begun
+        if passed_s < self._period_s:
+            return False
+        is_slow = self._num_bytes < _LEAST_BYTES_PER_S * passed_s
+        self._begun, self._num_bytes = time.monotonic(), 0
+        return is_slow
 
 
 def _validator(answer: httpx.Response) -> str | None:

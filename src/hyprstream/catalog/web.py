@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 _MAX_REDIRECTS = 10
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_MOST_STALLS = 4  # a small document may take so many times as long as one wait for bytes
 _SMALL_BYTES = 1 << 16  # a body of at most that is read, so that its connection can be used again
 _DEFAULT_PORTS: Mapping[str, int] = {"http": 80, "https": 443}
 
@@ -96,6 +97,7 @@ class Attempts:
             wait_s = min(
                 patience.first_wait_s * 2 ** (self._num_failures - 1), patience.max_wait_s
             ) * uniform(0.5, 1)  # noqa: S311 - spreads clients that failed together
+        log.info("%s; trying again in %.1f s", error, wait_s)
         patience.sleep(wait_s)
 
 
@@ -178,7 +180,7 @@ class Web:
         while True:
             try:
                 with self.stream(url, what=what, credential=credential, headers=headers) as answer:
-                    content = _read(answer, what, max_bytes)
+                    content = self._read(answer, what, max_bytes)
                     return Answer(
                         url=str(answer.url), headers=dict(answer.headers), content=content
                     )
@@ -243,6 +245,7 @@ class Web:
         here = httpx.URL(url)
         _check_address(here, what)
         headers = {"Accept-Encoding": "identity", **headers}
+        assert "authorization" not in map(str.lower, headers), "a token is given as a Credential"
         client = self._open()
         for _ in range(_MAX_REDIRECTS + 1):
             if credential is not None and origin_of(here) != credential.origin:
@@ -261,6 +264,22 @@ class Web:
             f"{httpx.URL(url).host} redirects more than {_MAX_REDIRECTS} times for {what}",
             hint="Report it to whoever runs that server.",
         )
+
+    def _read(self, answer: httpx.Response, what: str, max_bytes: int) -> bytes:
+        content, longest_s = bytearray(), _MOST_STALLS * self.patience.stall_s
+        begun = time.monotonic()
+        for chunk in answer.iter_raw():
+            content += chunk
+            if len(content) > max_bytes:
+                raise RegistryAnswerError(
+                    f"{answer.url.host} answers with more than {max_bytes:,} bytes for {what}"
+                )
+            if time.monotonic() - begun > longest_s:
+                raise RegistryUnreachableError(
+                    f"{answer.url.host} took more than {longest_s:.0f} s to answer for {what}",
+                    hint="Try again later.",
+                )
+        return bytes(content)
 
     def _open(self) -> httpx.Client:
         if self._client is None:
@@ -330,14 +349,3 @@ def _finish(response: httpx.Response) -> None:
     length = response.headers.get("Content-Length", "")
     if length.isdigit() and int(length) <= _SMALL_BYTES:
         response.read()
-
-
-def _read(response: httpx.Response, what: str, max_bytes: int) -> bytes:
-    content = bytearray()
-    for chunk in response.iter_raw():
-        content += chunk
-        if len(content) > max_bytes:
-            raise RegistryAnswerError(
-                f"{response.url.host} answers with more than {max_bytes:,} bytes for {what}"
-            )
-    return bytes(content)

@@ -27,7 +27,7 @@ from urllib.parse import urlsplit
 
 from typing_extensions import override
 
-_PIECE_BYTES = 1 << 14
+_PIECE_BYTES = 1 << 14  # of a body; of a very slow one, what comes in a tenth of a second
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 
 
@@ -286,8 +286,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _body(self, body: bytes, fault: Fault) -> None:
         ends = [end for end in (fault.cut_at, fault.reset_at, fault.stall_at) if end is not None]
         end = min([*ends, len(body)])
-        for start in range(0, end, _PIECE_BYTES):
-            piece = body[start : min(end, start + _PIECE_BYTES)]
+        piece_bytes = min(_PIECE_BYTES, max(1, (fault.bytes_per_s or _PIECE_BYTES * 10) // 10))
+        for start in range(0, end, piece_bytes):
+            piece = body[start : min(end, start + piece_bytes)]
             self.wfile.write(piece)
             self.server.count(self.path, len(piece))
             if fault.bytes_per_s:
