@@ -17,7 +17,8 @@ _ROOT = Path(__file__).parent.parent.parent
 
 
 def _process(*arguments, **options):
-    environment = {**os.environ, "PYTHONPATH": str(_ROOT), **options.pop("env", {})}
+    path = os.pathsep.join([str(_ROOT), *sys.path])  # the program that is tested, and the tests
+    environment = {**os.environ, "PYTHONPATH": path, **options.pop("env", {})}
     return subprocess.run(
         [sys.executable, *arguments],
         capture_output=True,
