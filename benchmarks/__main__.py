@@ -5,6 +5,7 @@ import argparse
 from benchmarks import (
     adapters,
     codec,
+    download,
     engine,
     single_stream,
     sparsity,
@@ -24,6 +25,7 @@ BENCHMARKS = {
     "codec": codec.main,
     "sparsity": sparsity.main,
     "training": training.main,
+    "download": download.main,
 }
 
 

@@ -99,7 +99,9 @@ def settings_page() -> str:
             "unknown key in the file is an error.",
             _table(("Setting", "Environment", "Value", "Default", "Meaning"), rows),
             f'```toml\n# hyprstream.toml\n[model]\nref = "{ModelSettings().ref}"\n'
-            f'device = "{ModelSettings().device}"\n```',
+            f'device = "{ModelSettings().device}"\n\n[registries.acme]\n'
+            'url = "https://models.acme.example"\nlayout = "ollama"\n'
+            'token_env = "ACME_TOKEN"\n```',
         ]
     )
 
@@ -117,8 +119,12 @@ def errors_page() -> str:
         )
     codes = [
         ("0", "Done."),
-        ("1", "A bug, a failed check of `doctor`, or a reader of stdout that went away."),
-        ("2 to 7", "An error of the table below. 2 is also a usage error."),
+        (
+            "1",
+            "A bug, a failed check of `doctor` or `cache verify`, or a reader of stdout that went "
+            "away.",
+        ),
+        ("2 to 8", "An error of the table below. 2 is also a usage error."),
         ("130", "Ctrl-C."),
     ]
     return _page(
@@ -255,7 +261,9 @@ def _settings(owner: type[Any], prefix: str) -> Iterator[tuple[str, str, str, st
             for name, field in owner.model_fields.items()
         }
     for name, (kind, default) in declared.items():
-        if is_dataclass(kind) and isinstance(kind, type):
+        if get_origin(kind) is Mapping:
+            yield from _settings(get_args(kind)[1], f"{prefix}{name}.NAME.")
+        elif is_dataclass(kind) and isinstance(kind, type):
             yield from _settings(kind, f"{prefix}{name}.")
         else:
             yield prefix + name, _kind(kind), default, docs[name]
@@ -269,7 +277,7 @@ def _at_home(default: object) -> str:
 def _kind(annotation: object) -> str:
     if get_origin(annotation) is Literal:
         return ", ".join(map(_code, get_args(annotation)))
-    return {str: "text", Path: "folder"}[annotation]  # type: ignore[index]  # types are hashable
+    return {str: "text", str | None: "text", Path: "folder", bool: "yes or no"}[annotation]  # type: ignore[index]  # types are hashable
 
 
 def _field_docs(owner: type[Any]) -> dict[str, str]:

@@ -120,3 +120,12 @@ def test_waiting_for_a_lock_is_told_once_and_ends_with_its_release(tmp_path: Pat
     assert order == ["released", "acquired"]
     assert waiter.phases == [("waiting for another process that works on x", None)]
     assert waiter.num_done == 1
+
+
+def test_a_lock_that_is_held_is_seen_and_looking_creates_none(tmp_path):
+    file = tmp_path / "x.lock"
+    assert not files.is_locked(file)
+    assert not file.exists()
+    with files.lock(file, "x", None):
+        assert files.is_locked(file)
+    assert not files.is_locked(file)

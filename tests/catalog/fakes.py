@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from hyprstream.catalog.cache import CachedModel, ModelCache
+from hyprstream.catalog.cache import ModelCache
 from hyprstream.catalog.card import ModelCard, SilentProgress
+from hyprstream.catalog.records import CachedModel
 from hyprstream.refs import ModelRef
 
 

@@ -1,11 +1,12 @@
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from hyprstream.catalog.cache import ModelCache
-from hyprstream.catalog.card import SilentProgress
+from hyprstream.catalog.card import ModelCard, SilentProgress
 from hyprstream.errors import (
     CacheBusyError,
     CorruptManifestError,
@@ -261,3 +262,37 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(InvalidSettingsError, match="cannot be used"):
         put(ModelCache(tmp_path / "file" / "cache"), FILES)
+
+
+def test_long_names_that_differ_at_the_end_have_folders_of_their_own(cache: ModelCache):
+    names = [f"host/{'long-' * 100}{end}.gguf" for end in "ab"]
+    for name in names:
+        ref = ModelRef(scheme="https", name=name)
+        with cache.stage(ref, SilentProgress()) as staging:
+            staging.write("m.gguf", [name.encode()], size_bytes=len(name), sha256=None)
+            card = ModelCard(
+                ref=replace(ref, revision="a" * 64),
+                files=staging.files,
+                entry="m.gguf",
+                source="a test",
+            )
+            cache.commit(staging, card)
+    for name in names:
+        model = cache.find(ModelRef(scheme="https", name=name))
+        assert model is not None
+        assert model.path.read_bytes() == name.encode()
+        assert cache.verify(model.card.ref) == []
+
+
+def test_tags_of_one_name_are_models_of_their_own(cache: ModelCache):
+    one, other = (ModelRef(scheme="ollama", name="tiny", tag=tag) for tag in ("8b", "9b"))
+    with cache.stage(one, SilentProgress()) as staging:
+        staging.write("m.gguf", [b"GGUF"], size_bytes=4, sha256=None)
+        card = ModelCard(
+            ref=replace(one, revision="1"), files=staging.files, entry="m.gguf", source="a test"
+        )
+        cache.commit(staging, card)
+    assert cache.find(one) is not None
+    assert cache.find(other) is None
+    with pytest.raises(ModelNotFoundError):
+        cache.remove(other)

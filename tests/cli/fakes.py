@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+from hyprstream.catalog.offer import Offer, RegistryStatus
 from hyprstream.engine.request import Grammar, SamplingParams, TokenLogprobs
 from hyprstream.errors import ContextTooLongError, ModelNotFoundError
 from hyprstream.refs import ModelRef
@@ -148,8 +149,12 @@ def _say(text: str) -> Iterator[str]:
 @dataclass
 class FakeCatalog:
     models: list[SimpleNamespace]
+    pulled: list[tuple[bool, list[str]]] = field(default_factory=list)
 
-    def pull(self, ref: ModelRef, progress: Any) -> Path:
+    def pull(
+        self, ref: ModelRef, progress: Any, *, force: bool = False, files: Sequence[str] = ()
+    ) -> Path:
+        self.pulled.append((force, list(files)))
         progress.start(f"fetching {ref}", 1000)
         progress.advance(1000)
         progress.done()
@@ -157,6 +162,10 @@ class FakeCatalog:
 
     def find(self, ref: ModelRef) -> Path:
         return self._path(ref)
+
+    @property
+    def schemes(self) -> tuple[str, ...]:
+        return ("hf", "pypi")
 
     def list(self) -> tuple[SimpleNamespace, ...]:
         return tuple(self.models)
@@ -188,8 +197,16 @@ class FakeRuntime(ModuleType):
             ref=ModelRef.parse("pypi://llm-fake@1.0"), size_bytes=98_000_000, source="a wheel"
         )
         model = SimpleNamespace(
-            card=card, path=Path("/models/fake"), fetched_at=datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
+            card=card,
+            path=Path("/models/fake"),
+            fetched_at=datetime(2026, 1, 2, 3, 4, tzinfo=UTC),
+            state="complete",
         )
+        self.offers: list[Offer] = []
+        self.failures: list[SimpleNamespace] = []
+        self.searched: list[dict[str, Any]] = []
+        self.stripped: list[str] = []
+        self.statuses: list[RegistryStatus] = []
         self.catalog = FakeCatalog([model])
         self.SamplingParams = SamplingParams
         self.Grammar = Grammar
@@ -202,10 +219,24 @@ class FakeRuntime(ModuleType):
         return FakeModel(ref, self)
 
     def load_settings(self) -> SimpleNamespace:
-        return SimpleNamespace(model=SimpleNamespace(ref=DEFAULT_REF))
+        return SimpleNamespace(model=SimpleNamespace(ref=DEFAULT_REF), registries={"acme": None})
 
     def set_threads(self, num_threads: int) -> None:
         self.threads.append(num_threads)
+
+    def kept_info(self, catalog: FakeCatalog, ref: ModelRef) -> FakeInfo | None:  # noqa: ARG002
+        return FakeInfo(name="Kept") if str(ref) in self.stripped else None
+
+    def remove_weights(self, catalog: FakeCatalog, ref: ModelRef) -> int:  # noqa: ARG002
+        self.stripped.append(str(ref))
+        return 97_000_000
+
+    def search_models(self, catalog: FakeCatalog, text: str, **options: Any) -> SimpleNamespace:  # noqa: ARG002
+        self.searched.append({"text": text, **options})
+        return SimpleNamespace(offers=self.offers, failures=self.failures)
+
+    def registry_statuses(self, _: FakeCatalog) -> list[RegistryStatus]:
+        return self.statuses
 
     def describe(self, path: Path) -> FakeInfo:
         return FakeInfo(path=path)

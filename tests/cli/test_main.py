@@ -10,12 +10,15 @@ from hyprstream.errors import HyprstreamError
 
 _COMMANDS = ["", "infer", "chat", "model", "model pull", "model list", "model info"]
 _COMMANDS += ["model remove", "doctor", "quickstart", "lora", "lora create", "lora info"]
-_COMMANDS += ["lora compress", "lora infer", "lora import", "lora export"]
+_COMMANDS += ["model search", "model registries", "cache", "cache status", "cache cleanup"]
+_COMMANDS += ["cache verify", "lora compress", "lora infer", "lora import", "lora export"]
+_COMMANDS += ["auth", "auth login", "auth status"]
 _ROOT = Path(__file__).parent.parent.parent
 
 
 def _process(*arguments, **options):
-    environment = {**os.environ, "PYTHONPATH": str(_ROOT), **options.pop("env", {})}
+    path = os.pathsep.join([str(_ROOT), *sys.path])  # the program that is tested, and the tests
+    environment = {**os.environ, "PYTHONPATH": path, **options.pop("env", {})}
     return subprocess.run(
         [sys.executable, *arguments],
         capture_output=True,

@@ -194,6 +194,7 @@ def test_progress_on_a_terminal_shows_bytes_and_the_next_phase_replaces_waiting(
     monkeypatch.setenv("COLUMNS", "200")
     with shown.progress() as progress:
         progress.start("waiting for another process", None)
+        progress.done()
         progress.start("fetching\x1b[2J", 98_000_000)
         progress.advance(98_000_000)
         progress.done()
@@ -201,3 +202,35 @@ def test_progress_on_a_terminal_shows_bytes_and_the_next_phase_replaces_waiting(
     assert "98.0/98.0 MB" in text
     assert "\x1b[2J" not in text
     assert "waiting" not in text[text.index("fetching") :]
+
+
+def test_a_phase_within_a_phase_counts_for_both(shown, terminal, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    with shown.progress() as progress:
+        progress.start("the model", 3_000_000)
+        for name in ("one file", "another file"):
+            progress.start(name, 1_500_000)
+            progress.advance(1_500_000)
+            progress.done()
+        progress.done()
+        progress.done()  # of nothing
+    text = terminal.take()
+    inner = text.index("  another file")
+    assert text.index("1.5/3.0 MB") < inner < text.index("3.0/3.0 MB")
+    assert "one file" not in text[text.rindex("the model") :]
+
+
+def test_what_is_given_up_and_begun_anew_counts_once(shown, terminal, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    with shown.progress() as progress:
+        progress.start("the model", 3_000_000)
+        progress.start("a file", 3_000_000)
+        progress.advance(2_000_000)
+        progress.done()
+        progress.start("a file", 3_000_000)
+        progress.advance(3_000_000)
+        progress.done()
+        progress.done()
+    text = terminal.take()
+    assert "3.0/3.0 MB" in text
+    assert "5.0" not in text

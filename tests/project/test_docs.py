@@ -15,6 +15,7 @@ from hyprstream.lora import interchange
 from hyprstream.lora.spec import LoraSpec
 from hyprstream.models import arch
 from hyprstream.models.checkpoint import BLOCK_TYPES
+from hyprstream.runtime.registries import RegistrySettings
 from hyprstream.runtime.settings import ModelSettings, Settings
 from hyprstream.train.config import FinishConfig, TrainConfig
 from tests.project.pages import DOCS
@@ -61,7 +62,8 @@ def test_every_command_and_option_is_documented():
 def test_every_setting_is_documented():
     page = _page("reference/settings.md")
     keys = {*Settings.model_fields, *(f"model.{field.name}" for field in fields(ModelSettings))}
-    for key in keys - {"model"}:
+    keys |= {f"registries.NAME.{field.name}" for field in fields(RegistrySettings)}
+    for key in keys - {"model", "registries"}:
         assert f"| `{key}` | `HYPRSTREAM_{key.replace('.', '__').upper()}` |" in page
 
 

@@ -1,79 +1,37 @@
 """Models on this disk: shared content, one folder per model, nothing half visible.
 
-    blobs/sha256/<hash>                      content, read-only, each only once
-    models/<scheme>/<name>/<revision>/...    what loaders open: hard links to blobs
-    manifests/<scheme>/<name>/<revision>.json   the model exists if and only if this does
-    manifests/<scheme>/<name>/newest         the revision that a reference without one means
-    locks/  temp/                            one lock per model and one for the whole; staging
-
-A slash in a name or revision is written %2F, so every model has a folder of its own. A model
-is built in temp/ and moved into place whole; its manifest is written last and removed first.
-Downloading happens under the model's lock only, the short moves also under the cache's, so
-that the collection of unused content never meets a model half put together. Looking takes no
-lock and works on a read-only disk. POSIX only (flock).
+`shelf.py` says what lies where. A model is built in temp/ and moved into place whole; its
+manifest is written last and removed first. Downloading happens under the model's lock only,
+the short moves also under the cache's, so that the collection of unused content never meets a
+model half put together. Looking takes no lock and works on a read-only disk. POSIX only (flock).
 """
 
 import logging
+import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import replace
 from pathlib import Path
-from urllib.parse import quote
 
-from hyprstream.catalog import manifest
-from hyprstream.catalog.card import FileEntry, ModelCard, Progress, SilentProgress
+from hyprstream.catalog import checks, leftovers, manifest
+from hyprstream.catalog.card import (
+    FileEntry,
+    ModelCard,
+    Progress,
+    SilentProgress,
+    holds_weights,
+)
+from hyprstream.catalog.records import CachedModel, CacheStatus, Damage, Leftover
+from hyprstream.catalog.shelf import DESCRIBED, Shelf, absent, key_of
 from hyprstream.catalog.staging import Staging
-from hyprstream.errors import (
-    CacheBusyError,
-    CorruptManifestError,
-    InvalidReferenceError,
-    ModelNotFoundError,
-)
-from hyprstream.files import (
-    inside,
-    link,
-    lock,
-    sha256_of,
-    storage,
-    sync_folder,
-    write_atomic,
-)
+from hyprstream.catalog.usage import measure
+from hyprstream.errors import CacheBusyError, ModelNotFoundError
+from hyprstream.files import inside, link, lock, storage, sync_folder, write_atomic
 from hyprstream.refs import ModelRef
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CachedModel:
-    """A model that is in the cache.
-
-    Attributes:
-        card: Its reference with revision, and its files.
-        path: What to give to a loader: a file, or a folder.
-        fetched_at: When it came in.
-    """
-
-    card: ModelCard
-    path: Path
-    fetched_at: datetime
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Damage:
-    """A file of a cached model that is not what was fetched.
-
-    Attributes:
-        ref: The model, with its revision.
-        file: The file's name in the model.
-        problem: What is wrong with it.
-    """
-
-    ref: ModelRef
-    file: str
-    problem: str
 
 
 class ModelCache:
@@ -82,50 +40,84 @@ class ModelCache:
     Invariants, checked by `test_cache_properties.py`: a model that is found has every file
     whole; models with the same content share it; content that no model has is gone after
     the next `remove` or `commit`.
+
+    Attributes:
+        shelf: What lies where, for looking.
     """
 
     def __init__(self, root: Path) -> None:
-        self._root = root
+        self.shelf = Shelf(root)
 
     def find(self, ref: ModelRef) -> CachedModel | None:
         """Look for a model whose files are all there, in their full length."""
-        with storage(self._root):
-            pinned = self._resolve(ref)
-            model = None if pinned is None else self._model(self._manifest_file(pinned))
-            if model is None:
-                return None
-            view = self._view(model.card.ref)
-            for entry in model.card.files:
-                file = inside(view, entry.name)
-                if not file.is_file() or file.stat().st_size != entry.size_bytes:
-                    log.warning("%s is incomplete: %s", model.card.ref, entry.name)
-                    return None
+        model = self.look(ref)
+        if model is None or model.state == "complete":
             return model
+        if model.state == "incomplete":
+            log.warning("%s is incomplete", model.card.ref)
+        return None
+
+    def look(self, ref: ModelRef) -> CachedModel | None:
+        """Look for a model, whatever of it is there."""
+        with storage(self.shelf.root):
+            pinned = self.shelf.resolve(ref)
+            return None if pinned is None else self.shelf.model(self.shelf.manifest_file(pinned))
 
     def models(self) -> list[CachedModel]:
         """List what is there, by reference."""
-        with storage(self._root):
-            models = [model for file in self._manifest_files() if (model := self._model(file))]
+        with storage(self.shelf.root):
+            files = self.shelf.manifest_files()
+            models = [model for file in files if (model := self.shelf.model(file))]
         return sorted(models, key=lambda model: str(model.card.ref))
 
+    def revisions(self, ref: ModelRef | None = None) -> list[ModelRef]:
+        """List what has a manifest, readable or not: all, one model's, or one revision.
+
+        Raises:
+            ModelNotFoundError: The model is not in the cache.
+        """
+        with storage(self.shelf.root):
+            files = self.shelf.manifest_files()
+            if ref is not None:
+                if ref.revision is not None:
+                    ref = self.shelf.resolve(ref) or ref
+                folder, wanted = self.shelf.newest_file(ref).parent, self.shelf.manifest_file(ref)
+                files = [
+                    file
+                    for file in files
+                    if file.parent == folder and (ref.revision is None or file == wanted)
+                ]
+                if not files:
+                    raise absent(ref)
+            return [known for file in files if (known := self.shelf.ref(file))]
+
     @contextmanager
-    def stage(self, ref: ModelRef, progress: Progress) -> Iterator[Staging]:
+    def stage(self, ref: ModelRef, progress: Progress | None) -> Iterator[Staging]:
         """Hold a model's lock and a fresh place to put it together; both end with the block.
 
         Args:
             ref: The model to be fetched.
-            progress: Told about waiting, if another process is fetching it.
+            progress: Told about waiting, if another process is fetching it; None does not wait.
+
+        Raises:
+            CacheBusyError: Another process is fetching it, and waiting is not wanted.
         """
-        with lock(self._lock_file(_key(ref)), str(ref), progress):
-            with storage(self._root):
-                attempts = inside(self._root, "temp", _key(ref))
+        shelf = self.shelf
+        with lock(shelf.lock_file(key_of(ref)), str(ref), progress):
+            attempts = shelf.attempts(ref)
+            with storage(shelf.root):
                 # What a killed process left. Its children may live on and still write there:
                 # hence a folder of a new name for this attempt.
                 shutil.rmtree(attempts, ignore_errors=True)
                 attempts.mkdir(parents=True, exist_ok=True)
                 folder = Path(tempfile.mkdtemp(dir=attempts))
             try:
-                yield Staging(ref, folder)
+                yield Staging(
+                    ref,
+                    folder,
+                    partials=shelf.partials,
+                    blobs=inside(shelf.root, "blobs", "sha256"),
+                )
             finally:
                 shutil.rmtree(attempts, ignore_errors=True)
 
@@ -135,26 +127,29 @@ class ModelCache:
         Raises:
             StorageFullError: The disk is full; the model then does not exist.
         """
-        view, name = staging.folder / "view", self._view(card.ref)
-        manifest_file = self._manifest_file(card.ref)
-        with self._locked(), storage(self._root):
+        view, name = staging.folder / "view", self.shelf.view(card.ref)
+        manifest_file = self.shelf.manifest_file(card.ref)
+        with self._locked(), storage(self.shelf.root):
             for entry in card.files:
                 self._keep(entry, staging.content(entry))
                 file = inside(view, entry.name)
                 file.parent.mkdir(parents=True, exist_ok=True)
-                link(self._blob(entry.sha256), file)
+                link(self.shelf.blob(entry.sha256), file)
             for folder in (name.parent, manifest_file.parent):
                 folder.mkdir(parents=True, exist_ok=True)
             manifest_file.unlink(missing_ok=True)
+            self.shelf.description_file(card.ref).unlink(missing_ok=True)
             if name.exists():
                 name.replace(staging.folder / "replaced")
             view.replace(name)
             sync_folder(name.parent)
             write_atomic(manifest_file, manifest.encode(card), scratch=staging.folder)
-            if staging.ref.revision is None:
-                newest = (card.ref.revision or "").encode()
-                write_atomic(self._newest_file(card.ref), newest, scratch=staging.folder)
-            self._collect()
+            if staging.ref.revision != card.ref.revision:
+                label = self.shelf.label_file(replace(card.ref, revision=staging.ref.revision))
+                revision = (card.ref.revision or "").encode()
+                write_atomic(label, revision, scratch=staging.folder)
+            leftovers.collect(self.shelf)
+        staging.forget_partials()
         model = self.find(card.ref)
         assert model is not None, f"{card.ref} was committed and is not there"
         return model
@@ -169,161 +164,132 @@ class ModelCache:
             ModelNotFoundError: It is not in the cache.
             CacheBusyError: It is being fetched right now.
         """
-        folder = self._newest_file(ref).parent
-        files = [self._manifest_file(ref)] if ref.revision else sorted(folder.glob("*.json"))
+        shelf = self.shelf
+        if ref.revision is not None:
+            ref = shelf.resolve(ref) or ref
+        folder = shelf.newest_file(ref).parent
+        files = [shelf.manifest_file(ref)] if ref.revision else sorted(folder.glob("*.json"))
         if not any(file.exists() for file in files):
-            raise _absent(ref)
-        model_lock = lock(self._lock_file(_key(ref)), str(ref), None)
-        with model_lock, self._locked(), storage(self._root):
-            if ref.revision in (None, self._newest(ref)):
-                self._newest_file(ref).unlink(missing_ok=True)
+            raise absent(ref)
+        model_lock = lock(shelf.lock_file(key_of(ref)), str(ref), None)
+        with model_lock, self._locked(), storage(shelf.root):
+            if ref.revision in (None, shelf.newest(ref)):
+                shelf.newest_file(ref).unlink(missing_ok=True)
             for file in files:
                 file.unlink(missing_ok=True)
+                file.with_suffix(DESCRIBED).unlink(missing_ok=True)
+            for label in shelf.stray_labels(ref):
+                label.unlink(missing_ok=True)
             sync_folder(folder)
-            return self._collect()
+            return leftovers.collect(shelf)
 
-    def verify(self, ref: ModelRef) -> list[Damage]:
+    def remove_weights(self, ref: ModelRef, describe: Callable[[CachedModel], bytes]) -> int:
+        """Remove the weights of a revision, or of all; what it is and where it is from stays.
+
+        Args:
+            ref: The model.
+            describe: Says for later what a model is, while its weights are still there.
+
+        Returns:
+            How many bytes of disk became free; content that other models share stays.
+
+        Raises:
+            ModelNotFoundError: It is not in the cache.
+            CorruptManifestError: What it consists of cannot be known.
+            CacheBusyError: It is being fetched right now.
+        """
+        return sum(self._remove_weights(pinned, describe) for pinned in self.revisions(ref))
+
+    def _remove_weights(self, ref: ModelRef, describe: Callable[[CachedModel], bytes]) -> int:
+        shelf, view = self.shelf, self.shelf.view(ref)
+        with storage(shelf.root):
+            card = shelf.card(shelf.manifest_file(ref))
+            weights = [Path(entry.name) for entry in card.files if holds_weights(entry.name)]
+            files = [inside(view, str(name.parent)) / name.name for name in weights]
+            is_done = shelf.description(ref) is not None and not any(map(os.path.lexists, files))
+            model = shelf.model(shelf.manifest_file(ref))
+        if is_done or model is None:
+            return 0
+        description = describe(model)
+        with self.stage(ref, None) as staging, self._locked(), storage(shelf.root):
+            # From here on what lacks is lacking on purpose.
+            write_atomic(shelf.description_file(ref), description, scratch=staging.folder)
+            for file in files:
+                file.unlink(missing_ok=True)
+            sync_folder(view)
+            return leftovers.collect(shelf)
+
+    def verify(self, ref: ModelRef, progress: Progress | None = None) -> list[Damage]:
         """Read and hash every file of a model.
 
         Returns:
-            What is wrong; empty if it is exactly what was fetched.
+            What is wrong; empty if it is exactly what was fetched. Weights that were removed
+            on purpose are not missed.
 
         Raises:
             ModelNotFoundError: It is not in the cache.
             CorruptManifestError: What should be in it cannot be known.
         """
-        pinned = self._resolve(ref)
-        if pinned is None or not self._manifest_file(pinned).exists():
-            raise _absent(ref)
-        with storage(self._root):
-            card, view = manifest.load(self._manifest_file(pinned)), self._view(pinned)
-            found = {
-                file.relative_to(view).as_posix(): file
-                for file in view.rglob("*")
-                if file.is_symlink() or not file.is_dir()
-            }
-            problems = {entry.name: _problem(entry, found.get(entry.name)) for entry in card.files}
-        problems |= dict.fromkeys(found.keys() - problems.keys(), "does not belong there")
-        return [
-            Damage(ref=pinned, file=name, problem=problem)
-            for name, problem in sorted(problems.items())
-            if problem
-        ]
+        pinned = self.shelf.resolve(ref)
+        if pinned is None:
+            raise absent(ref)
+        with storage(self.shelf.root):
+            return checks.verify(self.shelf, pinned, progress or SilentProgress())
+
+    def status(self) -> CacheStatus:
+        """Say what the cache takes of the disk."""
+        models = self.models()
+        with storage(self.shelf.root):
+            return measure(self.shelf, models)
+
+    def leftovers(self, *, old_revisions: bool = False, partials: bool = False) -> list[Leftover]:
+        """List what `clean` would remove.
+
+        Args:
+            old_revisions: List also every model of which a newer revision is there.
+            partials: List also downloads that were going on within the last day.
+        """
+        models = self.models() if old_revisions else []
+        with storage(self.shelf.root):
+            old = leftovers.old_revisions(self.shelf, models)
+            return [
+                *leftovers.as_leftovers(self.shelf, old, models),
+                *leftovers.found(self.shelf, partials=partials),
+            ]
+
+    def clean(self, chosen: Sequence[Leftover]) -> int:
+        """Remove what was listed, as far as it is still left over.
+
+        Returns:
+            How many bytes of disk became free.
+        """
+        if not chosen:
+            return 0
+        freed_bytes = 0
+        old = leftovers.old_revisions(self.shelf, self.models())
+        still_old = {self.shelf.view(model.card.ref): model.card.ref for model in old}
+        for leftover in chosen:
+            if leftover.kind == "old revision" and leftover.path in still_old:
+                try:
+                    freed_bytes += self.remove(still_old[leftover.path])
+                except (CacheBusyError, ModelNotFoundError) as error:
+                    log.warning("%s", error)
+        with self._locked(), storage(self.shelf.root):
+            places = {leftover.path for leftover in chosen}
+            for leftover in leftovers.found(self.shelf, partials=True):
+                if leftover.path in places:
+                    freed_bytes += leftovers.remove(self.shelf, leftover)
+        return freed_bytes
 
     def _keep(self, entry: FileEntry, staged: Path) -> None:
         """Move content to its place, unless it is there and sound."""
-        blob = self._blob(entry.sha256)
+        blob = self.shelf.blob(entry.sha256)
         blob.parent.mkdir(parents=True, exist_ok=True)
-        if not blob.exists() or _problem(entry, blob):
+        if blob.exists() and staged.samefile(blob):
+            return
+        if not blob.exists() or checks.problem(entry, blob, SilentProgress()):
             staged.replace(blob)
             sync_folder(blob.parent)
 
-    def _collect(self) -> int:
-        """Remove what no manifest stands for; the caller holds the cache's lock."""
-        freed_bytes = self._collect_temp()
-        for view in self._root.glob("models/*/*/*"):
-            scheme, name, revision = view.parts[-3:]
-            if not inside(self._root, "manifests", scheme, name, f"{revision}.json").exists():
-                shutil.rmtree(view, ignore_errors=True)
-        used: set[str] = set()
-        for file in self._manifest_files():
-            model = self._model(file)
-            if model is None:
-                # A newer version of this program may understand it: its content stays.
-                return freed_bytes
-            used |= {entry.sha256 for entry in model.card.files}
-        for blob in self._root.glob("blobs/sha256/*"):
-            if blob.name not in used:
-                freed_bytes += blob.stat().st_size
-                blob.unlink()
-        return freed_bytes
-
-    def _collect_temp(self) -> int:
-        """Remove what killed processes left in temp/."""
-        freed_bytes = 0
-        for folder in self._root.glob("temp/*"):
-            try:
-                with lock(self._lock_file(folder.name), folder.name, None):
-                    freed_bytes += sum(
-                        file.lstat().st_size for file in folder.rglob("*") if not file.is_dir()
-                    )
-                    shutil.rmtree(folder, ignore_errors=True)
-            except CacheBusyError:
-                continue
-        return freed_bytes
-
-    def _model(self, manifest_file: Path) -> CachedModel | None:
-        try:
-            card = manifest.load(manifest_file)
-            if self._manifest_file(card.ref) != manifest_file:
-                raise CorruptManifestError(manifest_file, f"it says that it is {card.ref}")
-            fetched_at = datetime.fromtimestamp(manifest_file.stat().st_mtime, UTC)
-            path = inside(self._view(card.ref), card.entry)
-        except FileNotFoundError:
-            return None
-        except (CorruptManifestError, InvalidReferenceError) as error:
-            log.warning("%s", error)
-            return None
-        return CachedModel(card=card, path=path, fetched_at=fetched_at)
-
-    def _resolve(self, ref: ModelRef) -> ModelRef | None:
-        """Give a reference the revision that it was last fetched as."""
-        revision = ref.revision or self._newest(ref)
-        return None if revision is None else replace(ref, revision=revision)
-
-    def _newest(self, ref: ModelRef) -> str | None:
-        try:
-            revision = self._newest_file(ref).read_text("ascii")
-            return replace(ref, revision=revision).revision
-        except (FileNotFoundError, InvalidReferenceError, UnicodeDecodeError):
-            return None
-
     def _locked(self) -> AbstractContextManager[None]:
-        return lock(self._lock_file("cache"), "the model cache", SilentProgress())
-
-    def _manifest_files(self) -> list[Path]:
-        return sorted(self._root.glob("manifests/*/*/*.json"))
-
-    def _manifest_file(self, ref: ModelRef) -> Path:
-        name = f"{_escape(ref.revision or '')}.json"
-        return inside(self._root, "manifests", ref.scheme, _escape(ref.name), name)
-
-    def _newest_file(self, ref: ModelRef) -> Path:
-        return inside(self._root, "manifests", ref.scheme, _escape(ref.name), "newest")
-
-    def _view(self, ref: ModelRef) -> Path:
-        revision = _escape(ref.revision or "")
-        return inside(self._root, "models", ref.scheme, _escape(ref.name), revision)
-
-    def _blob(self, sha256: str) -> Path:
-        return inside(self._root, "blobs", "sha256", sha256)
-
-    def _lock_file(self, key: str) -> Path:
-        return inside(self._root, "locks", f"{key}.lock")
-
-
-def _escape(text: str) -> str:
-    return quote(text, safe="+")
-
-
-def _key(ref: ModelRef) -> str:
-    return f"{ref.scheme}+{_escape(ref.name)}"
-
-
-def _problem(entry: FileEntry, file: Path | None) -> str:
-    """Say how a file differs from what it should be; "" if it does not."""
-    if file is None:
-        return "is missing"
-    if file.is_symlink():
-        return "is a symbolic link"
-    size_bytes = file.stat().st_size
-    if size_bytes != entry.size_bytes:
-        return f"has {size_bytes:,} bytes instead of {entry.size_bytes:,}"
-    return "" if sha256_of(file) == entry.sha256 else "has other content of the same length"
-
-
-def _absent(ref: ModelRef) -> ModelNotFoundError:
-    return ModelNotFoundError(
-        f"{ref} is not in the model cache",
-        hint=f"Fetch it with `hyprstream model pull {ref}`, or see `hyprstream model list`.",
-    )
+        return lock(self.shelf.lock_file("cache"), "the model cache", SilentProgress())

@@ -12,6 +12,9 @@ from hyprstream.refs import ModelRef
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*(/[A-Za-z0-9_][A-Za-z0-9._+-]*){0,7}")
+_WEIGHTS = frozenset({
+    ".gguf", ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".h5", ".msgpack", ".npz",
+})  # fmt: skip
 # Names that some systems give to devices, whatever suffix follows.
 _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 
@@ -36,15 +39,23 @@ class FileEntry:
         Raises:
             InvalidReferenceError: The name or the hash is outside its alphabet.
         """
-        parts = self.name.split("/")
-        named = _FILE_NAME.fullmatch(self.name) and len(self.name) <= 255
-        if not named or any(_DEVICE.fullmatch(part) or part.endswith(".") for part in parts):
-            raise InvalidReferenceError(
-                f"{self.name!r} is not a file name that the model cache admits",
-                hint="Use letters, digits and . _ + - in the names of model files.",
-            )
+        check_file_name(self.name)
         if not SHA256.fullmatch(self.sha256):
             raise InvalidReferenceError(f"{self.sha256!r} is not the SHA-256 of {self.name}")
+
+
+def check_file_name(name: str) -> None:
+    """Reject a name that could leave its folder, or mean something else on another system.
+
+    Raises:
+        InvalidReferenceError: The name is outside the alphabet, too long, or a device's.
+    """
+    named = _FILE_NAME.fullmatch(name) and len(name) <= 255
+    if not named or any(_DEVICE.fullmatch(part) or part.endswith(".") for part in name.split("/")):
+        raise InvalidReferenceError(
+            f"{name[:300]!r} is not a file name that the model cache admits",
+            hint="Use letters, digits and . _ + - in the names of model files.",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,20 +110,28 @@ def model_entries(names: Iterable[str]) -> list[str]:
     return sorted(folders | {str(path) for path in paths if path.suffix == ".gguf"})
 
 
+def holds_weights(name: str) -> bool:
+    """Tell from its name whether a file of a model holds weights, and not what they are."""
+    return PurePosixPath(name).suffix.lower() in _WEIGHTS
+
+
 @runtime_checkable
 class Progress(Protocol):
-    """Follows long work, one phase after the other; called on the thread that works."""
+    """Follows long work in phases, which may have phases of their own: a model, its files.
+
+    Called on the thread that works.
+    """
 
     def start(self, name: str, total_bytes: int | None) -> None:
-        """Begin a phase; `total_bytes` is None if its length is not known."""
+        """Begin a phase within those that have begun; None if its length is not known."""
         ...
 
     def advance(self, num_bytes: int) -> None:
-        """Say that so many more bytes of the phase are done."""
+        """Say that so many more bytes are done, of every phase that has begun."""
         ...
 
     def done(self) -> None:
-        """End the phase, before another begins. One that fails is not ended."""
+        """End the phase that began last. One that fails is not ended."""
         ...
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from hyprstream import __version__
-from hyprstream.cli import chat, doctor, infer, lora, model, quickstart
+from hyprstream.cli import auth, cache, chat, doctor, infer, lora, model, models_listed, quickstart
 from hyprstream.cli.options import QuietOption
 from hyprstream.cli.output import Output
 from hyprstream.cli.session import Context, Session, session_of
@@ -74,10 +74,13 @@ def build() -> typer.Typer:
     app.command()(infer.infer)
     app.command()(chat.chat)
     app.add_typer(model.app, name="model")
+    app.add_typer(cache.app, name="cache")
     app.add_typer(lora.app, name="lora")
+    app.add_typer(auth.app, name="auth")
     app.command()(quickstart.quickstart)
     app.command()(doctor.doctor)
-    for alias, command in (("pull", model.pull), ("ls", model.list_models), ("rm", model.remove)):
+    aliases = ("pull", model.pull), ("ls", models_listed.list_models), ("rm", model.remove)
+    for alias, command in aliases:
         app.command(alias, hidden=True)(command)
     app.command("run", hidden=True)(chat.chat)
     return app

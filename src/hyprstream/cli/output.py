@@ -134,6 +134,21 @@ class Output:
         self._stderr.flush()
         return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
+    def ask_secret(self, question: str) -> str:
+        """Ask for something that does not show while it is typed.
+
+        Raises:
+            InvalidRequestError: Nobody is there to answer.
+        """
+        if not (sys.stdin.isatty() and self._stderr.isatty()):
+            raise InvalidRequestError(
+                f"nobody is at the terminal to answer: {question.rstrip(': ')}",
+                hint="Give it on stdin, with --stdin.",
+            )
+        from getpass import getpass
+
+        return getpass(one_line(question), stream=self._stderr)
+
     def _structured(self, data: object, format: Format) -> None:  # noqa: A002
         if format is Format.JSON:
             self.text(to_json(data) + "\n")

@@ -9,10 +9,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hyprstream.catalog.card import Progress
     from hyprstream.catalog.catalog import Catalog
+    from hyprstream.catalog.credentials import Provider
+    from hyprstream.catalog.many import Found, registry_statuses, search_models
+    from hyprstream.catalog.offer import Offer, RegistryStatus
+    from hyprstream.catalog.records import CachedModel, CacheStatus, Damage, Leftover, Repair
+    from hyprstream.catalog.upkeep import Upkeep
     from hyprstream.engine.request import Grammar, SamplingParams
     from hyprstream.lora.exchange.coverage import Coverage
     from hyprstream.lora.spec import LoraSpec
     from hyprstream.lora.summary import ModuleChange, ModuleSummary
+    from hyprstream.runtime.accounts import Account, Accounts, open_accounts
     from hyprstream.runtime.adapted import (
         LoadedAdapter,
         Recipe,
@@ -30,7 +36,7 @@ if TYPE_CHECKING:
         export_adapter,
         import_adapter,
     )
-    from hyprstream.runtime.info import ModelInfo, describe
+    from hyprstream.runtime.info import ModelInfo, describe, kept_info, remove_weights
     from hyprstream.runtime.learning import training_settings
     from hyprstream.runtime.model import Model
     from hyprstream.runtime.models import open_catalog
@@ -41,19 +47,26 @@ if TYPE_CHECKING:
     from hyprstream.vdb.statistics import GridStatistics
 
 _HOMES = {
+    "Account": "hyprstream.runtime.accounts",
+    "Accounts": "hyprstream.runtime.accounts",
     "AdapterDiff": "hyprstream.runtime.adapter_records",
     "AdapterInfo": "hyprstream.runtime.adapter_records",
     "Adapters": "hyprstream.runtime.adapters",
+    "CacheStatus": "hyprstream.catalog.records",
+    "CachedModel": "hyprstream.catalog.records",
     "Catalog": "hyprstream.catalog.catalog",
     "Check": "hyprstream.runtime.environment",
     "Collected": "hyprstream.store.records",
     "Committed": "hyprstream.runtime.adapter_records",
     "Completion": "hyprstream.runtime.text",
     "Coverage": "hyprstream.lora.exchange.coverage",
+    "Damage": "hyprstream.catalog.records",
     "Destination": "hyprstream.runtime.exchange",
+    "Found": "hyprstream.catalog.many",
     "Generation": "hyprstream.runtime.text",
     "Grammar": "hyprstream.engine.request",
     "GridStatistics": "hyprstream.vdb.statistics",
+    "Leftover": "hyprstream.catalog.records",
     "LoadedAdapter": "hyprstream.runtime.adapted",
     "LoraSpec": "hyprstream.lora.spec",
     "Model": "hyprstream.runtime.model",
@@ -61,41 +74,58 @@ _HOMES = {
     "ModuleChange": "hyprstream.lora.summary",
     "ModuleSummary": "hyprstream.lora.summary",
     "Note": "hyprstream.store.records",
+    "Offer": "hyprstream.catalog.offer",
     "Progress": "hyprstream.catalog.card",
+    "Provider": "hyprstream.catalog.credentials",
     "Recipe": "hyprstream.runtime.adapted",
+    "RegistryStatus": "hyprstream.catalog.offer",
+    "Repair": "hyprstream.catalog.records",
     "SamplingParams": "hyprstream.engine.request",
     "Settings": "hyprstream.runtime.settings",
     "Source": "hyprstream.runtime.exchange",
     "Target": "hyprstream.vdb.learned.rate",
     "TextDelta": "hyprstream.runtime.text",
+    "Upkeep": "hyprstream.catalog.upkeep",
     "base_model_ref": "hyprstream.runtime.adapted",
     "create_adapter": "hyprstream.runtime.adapted",
     "describe": "hyprstream.runtime.info",
     "environment_report": "hyprstream.runtime.environment",
     "export_adapter": "hyprstream.runtime.exchange",
     "import_adapter": "hyprstream.runtime.exchange",
+    "kept_info": "hyprstream.runtime.info",
     "load_adapter": "hyprstream.runtime.adapted",
     "load_settings": "hyprstream.runtime.settings",
+    "open_accounts": "hyprstream.runtime.accounts",
     "open_adapters": "hyprstream.runtime.adapters",
     "open_catalog": "hyprstream.runtime.models",
+    "registry_statuses": "hyprstream.catalog.many",
+    "remove_weights": "hyprstream.runtime.info",
+    "search_models": "hyprstream.catalog.many",
     "set_threads": "hyprstream.runtime.device",
     "training_settings": "hyprstream.runtime.learning",
 }
 
 __all__ = [
+    "Account",
+    "Accounts",
     "AdapterDiff",
     "AdapterInfo",
     "Adapters",
+    "CacheStatus",
+    "CachedModel",
     "Catalog",
     "Check",
     "Collected",
     "Committed",
     "Completion",
     "Coverage",
+    "Damage",
     "Destination",
+    "Found",
     "Generation",
     "Grammar",
     "GridStatistics",
+    "Leftover",
     "LoadedAdapter",
     "LoraSpec",
     "Model",
@@ -103,23 +133,33 @@ __all__ = [
     "ModuleChange",
     "ModuleSummary",
     "Note",
+    "Offer",
     "Progress",
+    "Provider",
     "Recipe",
+    "RegistryStatus",
+    "Repair",
     "SamplingParams",
     "Settings",
     "Source",
     "Target",
     "TextDelta",
+    "Upkeep",
     "base_model_ref",
     "create_adapter",
     "describe",
     "environment_report",
     "export_adapter",
     "import_adapter",
+    "kept_info",
     "load_adapter",
     "load_settings",
+    "open_accounts",
     "open_adapters",
     "open_catalog",
+    "registry_statuses",
+    "remove_weights",
+    "search_models",
     "set_threads",
     "training_settings",
 ]

@@ -1,15 +1,19 @@
 """What a model is, told without loading its weights or touching the network."""
 
+import json
 import math
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from hyprstream.catalog.catalog import Catalog
+from hyprstream.catalog.records import CachedModel
 from hyprstream.errors import HyprstreamError
 from hyprstream.models.checkpoint import GgufFile
 from hyprstream.models.load import OpenModel, open_model
 from hyprstream.models.tokenizer import Tokenizer
+from hyprstream.refs import ModelRef
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +78,38 @@ def describe_model(model: OpenModel, tokenizer: Tokenizer | HyprstreamError) -> 
         chat_template=template,
         license=str(metadata["general.license"]) if "general.license" in metadata else None,
     )
+
+
+def remove_weights(catalog: Catalog, ref: ModelRef) -> int:
+    """Remove the weights of a cached model; `kept_info` still tells what it was.
+
+    Returns:
+        How many bytes of disk became free; content that other models share stays.
+
+    Raises:
+        ModelNotFoundError: It is not in the cache.
+        CacheBusyError: It is being fetched right now.
+    """
+
+    def for_later(model: CachedModel) -> bytes:
+        try:
+            return json.dumps(describe(model.path).to_dict()).encode()
+        except HyprstreamError:  # it could not be looked at before either
+            return b""
+
+    return catalog.upkeep.remove_weights(ref, for_later)
+
+
+def kept_info(catalog: Catalog, ref: ModelRef) -> ModelInfo | None:
+    """Describe a model of which the weights were removed; None for any other."""
+    if ref.is_path:
+        return None
+    text = catalog.upkeep.description(ref)
+    try:
+        values = json.loads(text or b"null")
+        return ModelInfo(**{**values, "path": Path(values["path"])}) if values else None
+    except (ValueError, TypeError, KeyError):  # damaged, or of another version of this program
+        return None
 
 
 def describe(path: Path) -> ModelInfo:

@@ -4,11 +4,12 @@
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -18,6 +19,7 @@ from pydantic_settings import (
 from typing_extensions import override
 
 from hyprstream.errors import InvalidSettingsError
+from hyprstream.runtime.registries import RegistrySettings, name_problem
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -51,7 +53,23 @@ class Settings(BaseSettings):
 
     home: Path = Field(default_factory=_default_home)
     """Folder of everything that is kept."""
+    offline: bool = False
+    """Never use the network: what is not on this machine is not found."""
+    keyring: bool = True
+    """Keep tokens of registries in the system's keyring, where there is one."""
     model: ModelSettings = Field(default_factory=ModelSettings)
+    registries: Mapping[str, RegistrySettings] = Field(default_factory=dict)
+    """Registries of the user's own, by the scheme of their references."""
+
+    @field_validator("registries")
+    @classmethod
+    def _name_registries(
+        cls, registries: Mapping[str, RegistrySettings]
+    ) -> Mapping[str, RegistrySettings]:
+        for name in registries:
+            if problem := name_problem(name):
+                raise ValueError(problem)
+        return registries
 
     @classmethod
     @override
@@ -78,6 +96,11 @@ class Settings(BaseSettings):
         return self.home.expanduser() / "fingerprints"
 
     @property
+    def credentials_folder(self) -> Path:
+        """Folder of the tokens of registries, for its owner alone."""
+        return self.home.expanduser() / "credentials"
+
+    @property
     def adapters_folder(self) -> Path:
         """Folder of the adapter store."""
         return self.home.expanduser() / "adapters"
@@ -99,8 +122,12 @@ def load_settings() -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
+        got = first.get("input")
+        # What is unknown, or several values, may hold a secret.
+        unknown = first["type"] in {"extra_forbidden", "unexpected_keyword_argument"}
+        shown = "" if unknown or isinstance(got, Mapping) else f" (got {got!r})"
         raise InvalidSettingsError(
-            f"setting {key}: {first['msg']} (got {first.get('input')!r})",
+            f"setting {key}: {first['msg']}{shown}",
             hint=f"Correct it in {settings_file()} or in the environment.",
         ) from error
     except (OSError, ValueError) as error:

@@ -1,16 +1,23 @@
 """Paths on this machine: a model file, or a folder with one model. Used where they lie."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from hyprstream.catalog.card import ModelCard, Progress, model_entries
+from hyprstream.catalog.connection import Connection
+from hyprstream.catalog.offer import Offer, RegistryStatus
 from hyprstream.catalog.staging import Staging
-from hyprstream.errors import InvalidReferenceError, ModelNotFoundError, UnsupportedRegistryError
+from hyprstream.errors import (
+    InvalidReferenceError,
+    ModelNotFoundError,
+    UnsupportedError,
+    UnsupportedRegistryError,
+)
 from hyprstream.refs import ModelRef
 
 
-def connect(environ: Mapping[str, str]) -> "FileRegistry":  # noqa: ARG001 - as every registry
+def connect(connection: Connection) -> "FileRegistry":  # noqa: ARG001 - as every registry
     """Make the registry."""
     return FileRegistry()
 
@@ -61,6 +68,17 @@ class FileRegistry:
     def fetch(self, ref: ModelRef, staging: Staging, progress: Progress) -> ModelCard:  # noqa: ARG002
         """Refuse: there is nowhere to fetch a path from."""
         raise UnsupportedRegistryError(f"{ref} is a path, and nothing that can be fetched")
+
+    def search(self, text: str, *, limit: int) -> Sequence[Offer]:  # noqa: ARG002
+        """Refuse: a disk is not a list of models."""
+        raise UnsupportedError(
+            "this machine's folders are not searched for models",
+            hint="See `hyprstream model list` for what was fetched.",
+        )
+
+    def status(self) -> RegistryStatus:
+        """Say that the file system is there."""
+        return RegistryStatus(scheme="file", address="this machine", state="ready")
 
 
 def _missing(path: Path) -> ModelNotFoundError:

