@@ -1,4 +1,4 @@
-"""One example to learn from. Plain data, no torch."""
+"""Examples to learn from. Plain data, no torch."""
 
 import math
 from collections.abc import Sequence
@@ -57,6 +57,32 @@ class Sample:
     def num_computed(self) -> int:
         """Tokens that have to be computed: those before the last that counts."""
         return len(self.counts) - 1 - self.counts[::-1].index(True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """Two answers to one prompt, of which one is better."""
+
+    chosen: Sample
+    rejected: Sample
+
+    @property
+    def num_computed(self) -> int:
+        """Tokens of both that have to be computed."""
+        return self.chosen.num_computed + self.rejected.num_computed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """An answer that somebody liked, or did not."""
+
+    sample: Sample
+    liked: bool
+
+    @property
+    def num_computed(self) -> int:
+        """Tokens that have to be computed."""
+        return self.sample.num_computed
 
 
 def _invalid(problem: str) -> InvalidRequestError:
