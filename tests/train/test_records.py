@@ -1,5 +1,7 @@
 """Rows of the forms that data sets have, and the one record that they all become."""
 
+from typing import Any
+
 import pytest
 
 from hyprstream.errors import InvalidRequestError
@@ -115,7 +117,8 @@ def test_arguments_of_calls_are_objects_whatever_way_they_are_written():
         chat = parse_record({"messages": [USER, turn], "tools": '[{"name": "f"}]'})
         assert isinstance(chat, Chat)
         assert chat.tools == ({"name": "f"},)
-        [found] = chat.messages[1]["tool_calls"]  # type: ignore[misc]  # plain data
+        calls_found: Any = chat.messages[1]["tool_calls"]
+        [found] = calls_found
         assert found["function"]["arguments"] == {"x": [1]}
         assert (found["function"]["name"], found["id"], found["type"]) == ("f", "7", "function")
         assert chat.messages[1]["content"] is None

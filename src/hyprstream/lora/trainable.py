@@ -70,6 +70,11 @@ class TrainableLora:
             x = x * kept / (1 - self._dropout)
         return delta.product(x)
 
+    @property
+    def random(self) -> torch.Generator:
+        """What decides which inputs are hidden next."""
+        return self._random
+
     def select(self, rows: Int[Tensor, " N"]) -> "TrainableLora":  # noqa: ARG002
         """Return the view of chosen rows of the step: all rows use the one adapter."""
         return self

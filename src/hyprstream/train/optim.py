@@ -5,6 +5,7 @@ optimizer keeps is as small as the mask and needs no code of its own, except whe
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,16 +26,42 @@ class AdapterOptimizer:
         muon = {n for n, p in parameters.items() if config.optimizer == "muon" and p.ndim == 2}
         self._optimizers: dict[bool, torch.optim.Optimizer] = {}
         for is_muon in (False, True):
-            chosen = [p for n, p in parameters.items() if (n in muon) == is_muon]
-            if chosen:
-                self._optimizers[is_muon] = _make(chosen, config, is_muon=is_muon)
+            groups = _groups(
+                {n: p for n, p in parameters.items() if (n in muon) == is_muon}, config
+            )
+            if groups:
+                self._optimizers[is_muon] = _make(groups, config, is_muon=is_muon)
 
     def step(self, rate: float) -> None:
         """Move the parameters along their gradients, at this learning rate."""
         for optimizer in self._optimizers.values():
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["rate_ratio"]
             optimizer.step()
+
+    def state(self) -> dict[str, Tensor]:
+        """Return all that is kept from step to step, named `PARAMETER/WHAT`; not copies."""
+        return {
+            f"{name}/{what}": value
+            for name, parameter in self._parameters.items()
+            for optimizer in self._optimizers.values()
+            for what, value in optimizer.state.get(parameter, {}).items()
+        }
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Go on with what `state` gave for parameters of the same names."""
+        by_name: dict[str, dict[str, Tensor]] = {}
+        for path, value in state.items():
+            owner, _, what = path.rpartition("/")
+            by_name.setdefault(owner, {})[what] = value
+        for optimizer in self._optimizers.values():
+            own = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            for name, parameter in self._parameters.items():
+                if id(parameter) in own and name in by_name:
+                    kept: dict[str, Tensor] = {
+                        what: _laid_out(value, parameter) for what, value in by_name[name].items()
+                    }
+                    optimizer.state[parameter] = kept
 
     def move(self, parameters: Mapping[str, Tensor], places: Mapping[str, Tensor]) -> None:
         """Take up the parameters of moved masks; what is kept of elements moves with them.
@@ -55,15 +82,32 @@ class AdapterOptimizer:
         self._parameters = dict(parameters)
 
 
-def _make(parameters: list[Tensor], config: TrainConfig, *, is_muon: bool) -> torch.optim.Optimizer:
+def _groups(parameters: Mapping[str, Tensor], config: TrainConfig) -> list[dict[str, Any]]:
+    """Sort parameters by how fast they move."""
+    groups: dict[float, list[Tensor]] = {}
+    for name, parameter in parameters.items():
+        is_b = name.endswith("/low_rank/b")
+        groups.setdefault(config.lora_plus_ratio if is_b else 1.0, []).append(parameter)
+    return [{"params": params, "rate_ratio": ratio} for ratio, params in groups.items()]
+
+
+def _make(
+    groups: list[dict[str, Any]], config: TrainConfig, *, is_muon: bool
+) -> torch.optim.Optimizer:
     rate, decay = config.learning_rate, config.weight_decay
     if is_muon:
-        return torch.optim.Muon(
-            parameters, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"
-        )
-    return torch.optim.AdamW(
-        parameters, lr=rate, betas=config.betas, weight_decay=decay, foreach=True
-    )
+        return torch.optim.Muon(groups, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+    return torch.optim.AdamW(groups, lr=rate, betas=config.betas, weight_decay=decay, foreach=True)
+
+
+def _laid_out(value: Tensor, parameter: Tensor) -> Tensor:
+    """Copy a value to where an optimizer would have made it.
+
+    In another layout the same operations go another way, and round differently.
+    """
+    if value.shape != parameter.shape:  # the number of steps, which stays on the host
+        return value.clone()
+    return torch.empty_like(parameter).copy_(value)
 
 
 def _moved(value: Tensor, places: Tensor) -> Tensor:

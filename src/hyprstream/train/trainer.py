@@ -3,7 +3,10 @@
 Nothing here keeps time, picks samples or decides whether an adapter has become better.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+from torch import Tensor
 
 from hyprstream.errors import AdapterExistsError, AdapterNotFoundError, IncompatibleAdapterError
 from hyprstream.lora.spec import LoraSpec
@@ -11,11 +14,15 @@ from hyprstream.lora.trainable import TrainableLora
 from hyprstream.lora.weights import LoraWeights
 from hyprstream.models.decoder import Decoder
 from hyprstream.refs import AdapterName
-from hyprstream.train.backward import Objective, Sums, backward, learning, sample_losses
+from hyprstream.train.backward import Objective, Sums, backward, learning
 from hyprstream.train.collate import collate, packs
 from hyprstream.train.config import TrainConfig
-from hyprstream.train.sample import Sample
+from hyprstream.train.evaluate import SampleScore, sample_scores
+from hyprstream.train.preference import prefer
+from hyprstream.train.sample import Judged, Pair, Sample
 from hyprstream.train.state import StepReport, TrainingState
+
+_Choice = TypeVar("_Choice", Pair, Judged)
 
 
 class Trainer:
@@ -109,6 +116,28 @@ class Trainer:
             raise
 
     @learning()
+    def prefer(self, name: AdapterName, choices: Sequence[_Choice]) -> None:
+        """Add preferences to the coming step, whose loss is the mean of theirs.
+
+        Args:
+            name: Of the adapter.
+            choices: With their references (`preference.referenced`); all of one sort.
+
+        Raises:
+            HyprstreamError: As `accumulate` does.
+        """
+        state = self._state(name)
+        config = state.config
+        try:
+            for pack in packs(choices, config.batch_tokens):
+                beta, recompute = config.preference_beta, config.recompute
+                sums = prefer(self._model, state.view(), pack, beta, recompute=recompute)
+                state.pending.add(sums)
+        except BaseException:
+            state.discard()
+            raise
+
+    @learning()
     def apply(self, name: AdapterName) -> StepReport:
         """Take one optimizer step along the mean gradient of what was accumulated.
 
@@ -119,11 +148,17 @@ class Trainer:
         """
         return self._state(name).apply()
 
-    @learning()
     def evaluate(
         self, weights: LoraWeights | None, samples: Sequence[Sample], *, batch_tokens: int = 2048
     ) -> list[float]:
-        """Return for each sample the mean loss of its tokens that count, in nats.
+        """Return for each sample the mean loss of its tokens that count, in nats; see `score`."""
+        return [score.loss for score in self.score(weights, samples, batch_tokens=batch_tokens)]
+
+    @learning()
+    def score(
+        self, weights: LoraWeights | None, samples: Sequence[Sample], *, batch_tokens: int = 2048
+    ) -> list[SampleScore]:
+        """Return what the model makes of each sample.
 
         Args:
             weights: The adapter; None for the base model alone.
@@ -139,7 +174,7 @@ class Trainer:
         if weights is not None:
             self._check(weights)
             view = TrainableLora(weights, device=self._model.device)
-        return sample_losses(self._model, view, samples, batch_tokens)
+        return sample_scores(self._model, view, samples, batch_tokens)
 
     def snapshot(self, name: AdapterName) -> LoraWeights:
         """Return an adapter as it is now, in float32; training goes on.
@@ -148,6 +183,29 @@ class Trainer:
             AdapterNotFoundError: It is not under training.
         """
         return self._state(name).lora.snapshot()
+
+    def saved(self, name: AdapterName) -> dict[str, Tensor]:
+        """Return all that the coming steps depend on, between two steps; `load` goes on with it.
+
+        Raises:
+            AdapterNotFoundError: It is not under training.
+        """
+        return self._state(name).saved()
+
+    @learning()
+    def load(self, name: AdapterName, saved: Mapping[str, Tensor]) -> None:
+        """Go on where `saved` was called: every later step gives the same bits.
+
+        Args:
+            name: An adapter that was opened with the snapshot of that moment (for the places
+                of its masks), the same spec and the same config.
+            saved: What it returned.
+
+        Raises:
+            AdapterNotFoundError: It is not under training.
+            InvalidAdapterError: It is of another adapter.
+        """
+        self._state(name).load(saved)
 
     @learning()
     def reset(self, name: AdapterName, to: LoraWeights) -> None:
