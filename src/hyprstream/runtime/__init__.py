@@ -35,7 +35,14 @@ if TYPE_CHECKING:
     from hyprstream.runtime.models import open_catalog
     from hyprstream.runtime.settings import Settings, load_settings
     from hyprstream.runtime.text import Completion, Generation, TextDelta
+    from hyprstream.runtime.trained import evaluate_adapter, finish_training
+    from hyprstream.runtime.training import Training, TrainingRun
+    from hyprstream.runtime.training_records import Evaluated, Trained, TrainingPlan
     from hyprstream.store.records import Note
+    from hyprstream.train.augment import AugmentConfig
+    from hyprstream.train.curriculum import CurriculumConfig
+    from hyprstream.train.dataset import DataConfig
+    from hyprstream.train.run import Point
     from hyprstream.vdb.learned.rate import Target
     from hyprstream.vdb.statistics import GridStatistics
 
@@ -43,12 +50,16 @@ _HOMES = {
     "AdapterDiff": "hyprstream.runtime.adapter_records",
     "AdapterInfo": "hyprstream.runtime.adapter_records",
     "Adapters": "hyprstream.runtime.adapters",
+    "AugmentConfig": "hyprstream.train.augment",
     "Catalog": "hyprstream.catalog.catalog",
     "Check": "hyprstream.runtime.environment",
     "Committed": "hyprstream.runtime.adapter_records",
     "Completion": "hyprstream.runtime.text",
     "Coverage": "hyprstream.lora.exchange.coverage",
+    "CurriculumConfig": "hyprstream.train.curriculum",
+    "DataConfig": "hyprstream.train.dataset",
     "Destination": "hyprstream.runtime.exchange",
+    "Evaluated": "hyprstream.runtime.training_records",
     "Generation": "hyprstream.runtime.text",
     "Grammar": "hyprstream.engine.request",
     "GridStatistics": "hyprstream.vdb.statistics",
@@ -59,6 +70,7 @@ _HOMES = {
     "ModuleChange": "hyprstream.lora.summary",
     "ModuleSummary": "hyprstream.lora.summary",
     "Note": "hyprstream.store.records",
+    "Point": "hyprstream.train.run",
     "Progress": "hyprstream.catalog.card",
     "Recipe": "hyprstream.runtime.adapted",
     "SamplingParams": "hyprstream.engine.request",
@@ -66,11 +78,17 @@ _HOMES = {
     "Source": "hyprstream.runtime.exchange",
     "Target": "hyprstream.vdb.learned.rate",
     "TextDelta": "hyprstream.runtime.text",
+    "Trained": "hyprstream.runtime.training_records",
+    "Training": "hyprstream.runtime.training",
+    "TrainingPlan": "hyprstream.runtime.training_records",
+    "TrainingRun": "hyprstream.runtime.training",
     "base_model_ref": "hyprstream.runtime.adapted",
     "create_adapter": "hyprstream.runtime.adapted",
     "describe": "hyprstream.runtime.info",
     "environment_report": "hyprstream.runtime.environment",
+    "evaluate_adapter": "hyprstream.runtime.trained",
     "export_adapter": "hyprstream.runtime.exchange",
+    "finish_training": "hyprstream.runtime.trained",
     "import_adapter": "hyprstream.runtime.exchange",
     "load_adapter": "hyprstream.runtime.adapted",
     "load_settings": "hyprstream.runtime.settings",
@@ -83,12 +101,16 @@ __all__ = [
     "AdapterDiff",
     "AdapterInfo",
     "Adapters",
+    "AugmentConfig",
     "Catalog",
     "Check",
     "Committed",
     "Completion",
     "Coverage",
+    "CurriculumConfig",
+    "DataConfig",
     "Destination",
+    "Evaluated",
     "Generation",
     "Grammar",
     "GridStatistics",
@@ -99,6 +121,7 @@ __all__ = [
     "ModuleChange",
     "ModuleSummary",
     "Note",
+    "Point",
     "Progress",
     "Recipe",
     "SamplingParams",
@@ -106,11 +129,17 @@ __all__ = [
     "Source",
     "Target",
     "TextDelta",
+    "Trained",
+    "Training",
+    "TrainingPlan",
+    "TrainingRun",
     "base_model_ref",
     "create_adapter",
     "describe",
     "environment_report",
+    "evaluate_adapter",
     "export_adapter",
+    "finish_training",
     "import_adapter",
     "load_adapter",
     "load_settings",

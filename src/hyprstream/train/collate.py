@@ -14,7 +14,7 @@ from hyprstream.models.config import ModelConfig
 from hyprstream.models.forward import ForwardBatch, LoraView
 from hyprstream.train.sample import Judged, Pair, Sample
 
-_Computed = TypeVar("_Computed", Sample, Pair, Judged)
+_Computed = TypeVar("_Computed", bound=Sample | Pair | Judged)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,12 +2,13 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hyprstream.errors import InvalidDatasetError, InvalidInputError, InvalidSettingsError
+from hyprstream.train.augment import AugmentConfig, Copier
 from hyprstream.train.encode import SampleMaker, TooLong
-from hyprstream.train.records import Form, Lesson, Preference, Rated, Record, Text
+from hyprstream.train.records import Form, Lesson, Preference, Rated, Record, Text, content_of
 from hyprstream.train.sample import Judged, Pair, Sample
 from hyprstream.train.split import (
     Placed,
@@ -150,8 +151,22 @@ def build(
     return Dataset(trained=parts[0], held_out=parts[1], report=report)
 
 
-def read_dataset(files: Sequence[Path], maker: SampleMaker, config: DataConfig) -> Dataset:
+def read_dataset(
+    files: Sequence[Path],
+    maker: SampleMaker,
+    config: DataConfig,
+    *,
+    augment: AugmentConfig | None = None,
+    seed: int = 0,
+) -> Dataset:
     """Read files, drop duplicates, set some prompts aside, and make the samples of a model.
+
+    Args:
+        files: In this order.
+        maker: Of the model.
+        config: How.
+        augment: How many changed copies there are of what is trained on; None: none.
+        seed: Decides how they are changed.
 
     Raises:
         InvalidDatasetError: As `read_records` and `build` do; or nothing is left to learn.
@@ -166,7 +181,7 @@ def read_dataset(files: Sequence[Path], maker: SampleMaker, config: DataConfig) 
     records = list(without_duplicates(counting()))
     trained, held_out = split_records(records, config.held_out_share)
     dataset = build(
-        trained,
+        trained if augment is None else _with_copies(trained, augment, seed),
         held_out,
         maker,
         config,
@@ -193,6 +208,15 @@ def read_samples(file: Path, maker: SampleMaker, *, max_samples: int = MAX_SAMPL
     if not samples:
         raise InvalidDatasetError(file, "it holds no samples")
     return list(samples)
+
+
+def _with_copies(records: Sequence[Placed], config: AugmentConfig, seed: int) -> Iterator[Placed]:
+    copier = Copier(config, [content_of(placed.record) for placed in records], seed)
+    for placed in records:
+        yield placed
+        if not isinstance(placed.record, Preference | Rated):
+            for copy in copier.copies(placed.record):
+                yield replace(placed, record=copy)
 
 
 class _Builder:

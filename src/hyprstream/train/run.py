@@ -227,6 +227,10 @@ class Run:
         while not self.is_over:
             yield self._step()
 
+    def measured(self, weights: LoraWeights) -> HeldOut | None:
+        """Measure an adapter on what is held out; None where nothing is."""
+        return None if self._judge is None else self._judge(weights)
+
     def saved(self) -> Saved:
         """Return all that going on takes, between two steps."""
         return Saved(
