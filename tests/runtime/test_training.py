@@ -64,7 +64,7 @@ def plan_of(folder, rows=None, **options) -> TrainingPlan:
         "run": {"num_steps": 8, "evaluate_every": 4, "save_every": 2},
         **options,
     }
-    return TrainingPlan(**given)  # type: ignore[arg-type]  # fields by name
+    return TrainingPlan(**given)
 
 
 def test_a_run_makes_a_version_that_is_better_and_the_name_moves(tiny, adapters, tmp_path):

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from hyprstream.cli import lora_make
+from hyprstream.cli import lora_make, train
 from hyprstream.cli.chat import TalkOptions, talk
 from hyprstream.cli.infer import AskOptions, answer
 from hyprstream.cli.lora_shown import (
@@ -36,6 +36,7 @@ from hyprstream.refs import AdapterRef
 app = typer.Typer(no_args_is_help=True, help="Make, look at, move, compress and use adapters.")
 
 app.command()(lora_make.create)
+app.add_typer(train.app, name="train")
 app.command("import")(lora_make.import_)
 
 

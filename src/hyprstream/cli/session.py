@@ -27,13 +27,15 @@ if TYPE_CHECKING:
         ModelInfo,
         ModuleChange,
         ModuleSummary,
+        Point,
         SamplingParams,
         Settings,
+        TrainingRun,
     )
 else:
     AdapterDiff = AdapterInfo = Adapters = Coverage = GridStatistics = ModuleChange = (
         ModuleSummary
-    ) = object
+    ) = Point = TrainingRun = object
     Completion = Generation = Model = ModelInfo = SamplingParams = Settings = object
     Context = typer.Context.__base__  # what typer gives to commands; the tests check types
 
@@ -49,8 +51,10 @@ __all__ = [
     "ModelInfo",
     "ModuleChange",
     "ModuleSummary",
+    "Point",
     "SamplingParams",
     "Session",
+    "TrainingRun",
     "load_base",
     "load_model",
     "session_of",

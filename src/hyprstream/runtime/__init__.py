@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from hyprstream.train.augment import AugmentConfig
     from hyprstream.train.curriculum import CurriculumConfig
     from hyprstream.train.dataset import DataConfig
-    from hyprstream.train.run import Point
+    from hyprstream.train.run import Point, TrainingProgress
     from hyprstream.vdb.learned.rate import Target
     from hyprstream.vdb.statistics import GridStatistics
 
@@ -81,6 +81,7 @@ _HOMES = {
     "Trained": "hyprstream.runtime.training_records",
     "Training": "hyprstream.runtime.training",
     "TrainingPlan": "hyprstream.runtime.training_records",
+    "TrainingProgress": "hyprstream.train.run",
     "TrainingRun": "hyprstream.runtime.training",
     "base_model_ref": "hyprstream.runtime.adapted",
     "create_adapter": "hyprstream.runtime.adapted",
@@ -132,6 +133,7 @@ __all__ = [
     "Trained",
     "Training",
     "TrainingPlan",
+    "TrainingProgress",
     "TrainingRun",
     "base_model_ref",
     "create_adapter",

@@ -32,7 +32,7 @@ from hyprstream.runtime.training_records import TrainingPlan
 from hyprstream.train.evaluate import SampleScore
 from hyprstream.train.lessons import lessons_of, preferences_of
 from hyprstream.train.resume import load_run, remove_run, save_run, saved_settings
-from hyprstream.train.run import Lessons, Progress, Run, Saved
+from hyprstream.train.run import Lessons, Run, Saved, TrainingProgress
 from hyprstream.train.sample import Sample
 from hyprstream.train.trainer import Trainer
 
@@ -83,7 +83,7 @@ class TrainingRun:
         self.trainer.open(self.name, weights, spec=spec, config=self.config)
         self.run = Run(self.trainer, self.name, self._lessons(), self.length, saved=saved)
 
-    def steps(self) -> Iterator[Progress]:
+    def steps(self) -> Iterator[TrainingProgress]:
         """Take the steps that are left, and save now and then.
 
         Raises:

@@ -91,7 +91,7 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
+class TrainingProgress:
     """What is told after a step.
 
     Attributes:
@@ -218,7 +218,7 @@ class Run:
         """Whether it is time to save."""
         return self.num_steps_done % self._config.save_every == 0
 
-    def steps(self) -> Iterator[Progress]:
+    def steps(self) -> Iterator[TrainingProgress]:
         """Take the steps that are left, and report each.
 
         Raises:
@@ -242,7 +242,7 @@ class Run:
             num_stale=self._num_stale,
         )
 
-    def _step(self) -> Progress:
+    def _step(self) -> TrainingProgress:
         began = self._clock()
         for _ in range(self._accumulation):
             next(self._portions)()
@@ -256,7 +256,7 @@ class Run:
         loss = None if held_out is None else held_out.loss
         self.curve.append(Point(step=step, loss=report.loss, held_out_loss=loss))
         self._pace.add(report.num_tokens, trained - began, self._clock() - began)
-        return Progress(
+        return TrainingProgress(
             point=self.curve[-1],
             num_steps=self._config.num_steps,
             report=report,
