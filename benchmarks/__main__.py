@@ -6,6 +6,7 @@ from benchmarks import (
     adapters,
     codec,
     engine,
+    learning,
     single_stream,
     sparsity,
     start_up,
@@ -24,6 +25,7 @@ BENCHMARKS = {
     "codec": codec.main,
     "sparsity": sparsity.main,
     "training": training.main,
+    "learning": learning.main,
 }
 
 
