@@ -34,8 +34,8 @@ from hyprstream.train.trainer import Trainer
 _NAME = AdapterName("learning")
 _SEEDS = (0, 1, 2)
 _NUM_RECORDS = 300
-_NUM_STEPS = 40
-_BATCH_TOKENS = 768
+_NUM_STEPS = 24
+_BATCH_TOKENS = 512
 _MAX_TOKENS = 256
 _METHODS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "nothing": ({}, {}),
@@ -91,7 +91,7 @@ class _Task:
         )
         corpora = test_data() / "corpora"
         self._file = _questions(corpora / "wikisql_mlx" / "train.jsonl", folder / "sql.jsonl")
-        self.sql = self._read(self._file).held_out.samples
+        self.sql = self._read(self._file).held_out.samples[:40]
         stories = self._read(corpora / "cs336" / "tinystories_sample.txt", share=0.5)
         self._earlier = stories.trained.samples
         self.stories = stories.held_out.samples[:24]

@@ -28,6 +28,7 @@ from hyprstream.runtime.training_records import TrainingPlan
 from hyprstream.train.augment import AugmentConfig
 from hyprstream.train.curriculum import CurriculumConfig
 from hyprstream.train.dataset import DataConfig
+from hyprstream.train.split import is_held_out
 from tests.runtime.adapted_models import make_folder
 from tests.train.makers import write
 
@@ -47,20 +48,24 @@ def adapters(tiny, tmp_path):
         yield opened
 
 
-def chats(count: int = 60):
+def questions(count: int = 40):
+    return [{"prompt": f"say {n}", "completion": f" {n} aaaa"} for n in range(count)]
+
+
+def chats(count: int):
     return [
-        {"messages": [{"role": "user", "content": f"say {n}"},
-                      {"role": "assistant", "content": f"{n} aaaa"}]}
-        for n in range(count)
+        {"messages": [{"role": "user", "content": row["prompt"]},
+                      {"role": "assistant", "content": row["completion"]}]}
+        for row in questions(count)
     ]  # fmt: skip
 
 
 def plan_of(folder, rows=None, **options) -> TrainingPlan:
-    file = write(folder, *(chats() if rows is None else rows))
+    file = write(folder, *(questions() if rows is None else rows))
     given = {
         "data": (file,),
         "data_config": DataConfig(held_out_share=0.3),
-        "train": {"learning_rate": 2e-2, "batch_tokens": 256},
+        "train": {"learning_rate": 2e-2, "batch_tokens": 128},
         "run": {"num_steps": 8, "evaluate_every": 4, "save_every": 2},
         **options,
     }
@@ -87,7 +92,7 @@ def test_a_run_makes_a_version_that_is_better_and_the_name_moves(tiny, adapters,
     # What was measured is what is stored.
     loaded = load_adapter(adapters, "poet", tiny)
     samples = run.material.dataset.held_out.samples
-    losses = run.trainer.evaluate(loaded.weights, samples, batch_tokens=256)
+    losses = run.trainer.evaluate(loaded.weights, samples, batch_tokens=128)
     best = run.run.best.held_out
     assert best is not None
     assert losses == list(best.losses)
@@ -117,7 +122,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_version(tiny, adapters, tmp_
         list(run.steps())
         assert run.run.best.weights.fingerprint() == expected
         run.save()
-    write(tmp_path, *chats(59))
+    write(tmp_path, *questions(39))
     with Training(adapters, "poet", tiny, folder) as training:
         with pytest.raises(ConflictError, match="no longer"):
             training.resume()
@@ -125,18 +130,26 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_version(tiny, adapters, tmp_
         training.begin(plan)
 
 
-def test_what_is_not_better_is_no_version_and_what_is_not_sure_stays_a_candidate(
-    tiny, adapters, tmp_path
-):
+def test_what_is_not_better_is_no_version(tiny, adapters, tmp_path):
+    """What is learnt second contradicts what is judged by, which the first run has learnt."""
+    other = [
+        row if is_held_out(row["prompt"], 0.3) else {**row, "completion": " zzzzzz"}
+        for row in questions()
+    ]
+    found = []
+    for rows in (questions(), other):
+        with Training(adapters, "poet", tiny, tmp_path / "training") as training:
+            run = training.begin(plan_of(tmp_path, rows=rows))
+            list(run.steps())
+            found.append(finish_training(run))
+    assert found[0].version == found[1].parent == adapters.resolve("poet")
+    assert (found[1].version, found[1].is_promoted) == (None, False)
+
+
+def test_what_is_not_sure_stays_a_candidate(tiny, adapters, tmp_path):
     before = adapters.resolve("poet")
-    folder = tmp_path / "training"
-    with Training(adapters, "poet", tiny, folder) as training:
-        run = training.begin(plan_of(tmp_path, train={"learning_rate": 1.0, "warmup_steps": 0}))
-        list(run.steps())
-        done = finish_training(run)
-    assert (done.version, done.is_promoted) == (None, False)
-    few = plan_of(tmp_path, rows=chats(12))
-    with Training(adapters, "poet", tiny, folder) as training:
+    few = plan_of(tmp_path, rows=questions(12))
+    with Training(adapters, "poet", tiny, tmp_path / "training") as training:
         run = training.begin(few)
         list(run.steps())
         done = finish_training(run)
@@ -209,7 +222,7 @@ def test_data_of_several_sorts_is_learnt_as_it_is_asked_for(tiny, adapters, tmp_
 
 
 def test_curriculum_replay_and_augmentation_take_part(tiny, adapters, tmp_path):
-    earlier = write(tmp_path, *chats(9), name="earlier.jsonl")
+    earlier = write(tmp_path, *questions(9), name="earlier.jsonl")
     plan = plan_of(
         tmp_path,
         replay=(earlier,),
@@ -247,7 +260,7 @@ def test_passes_over_the_data_decide_how_many_steps_there_are(tiny, adapters, tm
 def test_a_plan_is_the_same_after_json():
     plan = TrainingPlan(
         data=(Path("/a/b.jsonl"),),
-        train={"betas": [0.9, 0.95]},
+        train={"betas": (0.9, 0.95)},
         augment=AugmentConfig(copies=2),
         epochs=1.5,
     )
@@ -284,7 +297,7 @@ def test_an_evaluation_compares_with_the_base_model(tiny, adapters, tmp_path):
         run = training.begin(plan_of(tmp_path))
         list(run.steps())
         finish_training(run)
-    file = write(tmp_path, *chats(70)[60:], name="new.jsonl")
+    file = write(tmp_path, *questions(50)[40:], name="new.jsonl")
     config = DataConfig(held_out_share=0)
     found = evaluate_adapter(adapters, "poet", tiny, [file], config)
     assert found.version == adapters.resolve("poet")

@@ -114,6 +114,11 @@ class TrainingPlan:
                 data_config=DataConfig(**given.pop("data_config")),
                 augment=AugmentConfig(**given.pop("augment")),
                 curriculum=CurriculumConfig(**given.pop("curriculum")),
+                # JSON has no tuples, of which settings are.
+                train={
+                    name: tuple(value) if isinstance(value, list) else value
+                    for name, value in given.pop("train").items()
+                },
                 **given,
             )
         except (KeyError, TypeError) as error:
