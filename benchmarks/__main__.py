@@ -3,6 +3,7 @@
 import argparse
 
 from benchmarks import (
+    adaptation,
     adapters,
     codec,
     engine,
@@ -24,6 +25,7 @@ BENCHMARKS = {
     "codec": codec.main,
     "sparsity": sparsity.main,
     "training": training.main,
+    "adaptation": adaptation.main,
 }
 
 
