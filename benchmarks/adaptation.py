@@ -91,8 +91,9 @@ def open_trainer(model: Decoder) -> Trainer:
 async def measure(model: Decoder, learning: Learning, rounds: int) -> tuple[Gaps, Gaps]:
     """Answer in turns without and with learning."""
     idle, busy = Gaps(), Gaps()
-    async with Engine(core_of(model), EngineConfig()) as engine:
-        engine._background = learning  # noqa: SLF001 - it is switched on and off below
+    engine = Engine(core_of(model), EngineConfig())
+    engine.start(learning)
+    try:
         for number in range(2 * rounds):
             learning.is_on = number % 2 == 1
             gaps = busy if learning.is_on else idle
@@ -105,6 +106,8 @@ async def measure(model: Decoder, learning: Learning, rounds: int) -> tuple[Gaps
                 gaps.processor.append(now[1] - processor)
                 wall, processor = now
             learning.is_on = False
+    finally:
+        await engine.stop()
     return idle, busy
 
 
