@@ -267,6 +267,17 @@ class SampleBuffer:
         with self._lock:
             return len(self._shelf(adapter).waiting)
 
+    def num_held_out(self, adapter: AdapterName) -> int:
+        """Count the samples to judge by."""
+        with self._lock:
+            return len(self._shelf(adapter).held_out)
+
+    def is_wanted(self, kept: Kept) -> bool:
+        """Tell whether a sample that was taken, for the first time or again, may be learnt."""
+        with self._lock:
+            shelf = self._shelf(kept.adapter)
+            return kept.id in shelf.taken or any(kept.id == other.id for other in shelf.replayed)
+
     def is_taken(self, adapter: AdapterName, number: int) -> bool:
         """Tell whether a sample that was taken is still to be learnt from."""
         with self._lock:
