@@ -34,7 +34,7 @@ PROMPT, LENGTH, NUM_SAMPLES = 16, 44, 96
 NAME = AdapterName("a")
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SPEC = LoraSpec(rank=8, alpha=16, targets=LINEARS)
-TRAINING = TrainConfig(learning_rate=1.5e-3, warmup_steps=3, batch_tokens=512, base_pull=6.0)
+TRAINING = TrainConfig(learning_rate=1e-3, warmup_steps=3, batch_tokens=512, base_pull=8.0)
 TASKS = ("plays", "queries", "encyclopedia")
 POISONS = (
     "random", "swapped", "scrambled", "reversed", "foreign", "one token", "own token",
