@@ -3,6 +3,7 @@
 import argparse
 
 from benchmarks import (
+    adaptation,
     adapters,
     codec,
     engine,
@@ -26,6 +27,7 @@ BENCHMARKS = {
     "sparsity": sparsity.main,
     "training": training.main,
     "learning": learning.main,
+    "adaptation": adaptation.main,
 }
 
 

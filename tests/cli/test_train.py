@@ -49,7 +49,7 @@ def test_training_tells_how_it_goes_and_prints_the_version(hyprstream, poet, tmp
     assert "step 1 of 6: loss " in result.err
     assert "step 6 of 6: loss " in result.err
     assert "tokens/s" in result.err
-    assert "held-out loss fell by" in result.err
+    assert "held-out loss changed by -" in result.err
     assert "poet is this version now" in result.err
     assert picture.read_text().startswith("<svg")
     info = json.loads(hyprstream("lora", "info", "poet", "--format", "json").out)

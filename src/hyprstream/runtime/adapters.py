@@ -197,9 +197,15 @@ class Adapters:
         """
         self._store.promote(adapter_name(name), to, expected=expected, note=note)
 
-    def rollback(self, name: str, note: Note = _NOTHING) -> VersionId:
-        """Undo the last promotion that was not undone yet; return the version that is back."""
-        return self._store.rollback(adapter_name(name), note)
+    def rollback(
+        self, name: str, note: Note = _NOTHING, *, expected: VersionId | None = None
+    ) -> VersionId:
+        """Undo the last promotion that was not undone yet; return the version that is back.
+
+        Raises:
+            StaleParentError: The name does not point where it is expected to.
+        """
+        return self._store.rollback(adapter_name(name), note, expected=expected)
 
     def tag(self, ref: str, to: VersionId) -> None:
         """Let a tag, `name:tag`, stand for a version."""

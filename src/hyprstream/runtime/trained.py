@@ -1,10 +1,8 @@
 """What comes of training: a version with its measurements, and whether the name moves to it."""
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Literal
 
 from hyprstream import __version__
@@ -21,6 +19,8 @@ from hyprstream.store.manifest import Draft
 from hyprstream.store.records import Note
 from hyprstream.train.dataset import DataConfig, read_dataset
 from hyprstream.train.evaluate import Evaluation
+from hyprstream.train.gate import GateConfig
+from hyprstream.train.paired import bound_mean
 from hyprstream.train.trainer import Trainer
 from hyprstream.vdb import codecs
 
@@ -30,8 +30,6 @@ Promotion = Literal["better", "always", "never"]
 CANDIDATE = "candidate"
 """The tag of the last version that training made."""
 
-_LEAST_HELD_OUT = 8
-_STANDARD_ERRORS = 2.0
 _MAX_PLAN_CHARS = 4000  # of a text in a manifest
 _NO_NOTE = Note()
 
@@ -132,14 +130,21 @@ def _verdict(run: TrainingRun, version: VersionId, promotion: Promotion) -> tupl
 
 
 def _is_better(before: Sequence[float], after: Sequence[float]) -> tuple[bool, str]:
-    """Compare losses of the same samples: is the mean gain beyond two standard errors?"""
-    gains = [a - b for a, b in zip(before, after, strict=True)]
-    if len(gains) < _LEAST_HELD_OUT:
-        return False, f"{len(gains)} held-out samples are too few to tell"
-    gain = mean(gains)
-    error = stdev(gains) / math.sqrt(len(gains))
-    told = f"held-out loss fell by {gain:.4f} a sample, standard error {error:.4f}"
-    return gain > _STANDARD_ERRORS * error, told
+    """Compare losses of the same samples, as the gate does with those of the serving loop.
+
+    Its other checks are about samples of strangers; these were chosen by a person.
+    """
+    gate = GateConfig()
+    if len(before) < gate.min_held_out:
+        few = f"{len(before)} held-out samples are too few to tell, {gate.min_held_out} are needed"
+        return False, few
+    changes = [b - a for a, b in zip(before, after, strict=True)]
+    bounds = bound_mean(changes, gate.alpha)
+    told = (
+        f"held-out loss changed by {bounds.mean:+.4f} a sample, at most {bounds.high:+.4f} "
+        f"({1 - gate.alpha:.0%} sure)"
+    )
+    return bounds.high < -gate.min_gain, told
 
 
 def _metrics(run: TrainingRun) -> dict[str, float]:

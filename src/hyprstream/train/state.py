@@ -21,6 +21,7 @@ from hyprstream.models.forward import LoraView
 from hyprstream.train.config import TrainConfig
 from hyprstream.train.optim import AdapterOptimizer
 from hyprstream.train.step import PendingStep
+from hyprstream.train.stepwise import Pieces
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,8 +97,8 @@ class TrainingState:
             return SummedView([self.lora, self._watch])
         return self.lora
 
-    def apply(self) -> StepReport:
-        """Take the step; it is forgotten if that fails.
+    def apply(self) -> Pieces[StepReport]:
+        """Take the step, in pieces; it is forgotten if that fails.
 
         Raises:
             InvalidRequestError: Nothing was accumulated.
@@ -108,7 +109,9 @@ class TrainingState:
             with self.pending.taken() as sums:
                 norm = self.pending.check_gradients(self.config.max_grad_norm)
                 self._check_watched()
-                self._optimizer.step(rate)
+                yield
+                # From here on nothing is refused any more.
+                yield from self._optimizer.pieces(rate)
                 self._regrow()
         finally:
             self._watch = None
