@@ -55,7 +55,7 @@ class Learning:
             tokens = [(7 * i) % 1000 + 20 for i in range(SAMPLE_TOKENS + 1)]
             self._pass = self.trainer.begin(A, [Sample.text(tokens)])
         if self._pass.advance():
-            is_step = self._pass.result is not None
+            is_step = self._pass.result() is not None
             self.num_steps += is_step
             self._pass = None if is_step else self.trainer.begin_apply(A)
         self.slices.append(time.process_time() - began)

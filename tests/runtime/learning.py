@@ -91,12 +91,15 @@ class Pieces:
 
     work: Callable[[], Any]
     left: int = 2
-    result: Any = None
+    found: Any = None
+
+    def result(self) -> Any:
+        return self.found
 
     def advance(self) -> bool:
         self.left -= 1
         if self.left == 0:
-            self.result = self.work()
+            self.found = self.work()
         return self.left == 0
 
 

@@ -37,7 +37,7 @@ class Scene:
     def __init__(self, **bounds):
         self.log = Requests()
         self.buffer = SampleBuffer(BufferConfig(held_out_share=0.0), self.log)
-        self.opinions = []
+        self.opinions: list[tuple[AdapterName, VersionId, bool]] = []
         self.recorder = TrafficRecorder(
             self.buffer,
             self.log,

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from hyprstream.errors import InvalidSettingsError
-from hyprstream.train.gate import Evidence, Gate, GateConfig, Pairs
+from hyprstream.train.gate import Evidence, Gate, GateConfig, Material, Pairs
 from hyprstream.train.paired import bound_mean, student_quantile
 from hyprstream.train.sample import Sample
 from hyprstream.train.screen import answer, prompt, rotated, screen, unlikely
@@ -29,18 +29,28 @@ def good() -> Evidence:
         held_out=changed(losses(24, 3.0), -0.3),
         trusted={"manual": changed(base, 0.0)},
         origin={"manual": base},
-        learnt=losses(60, 3.0),
-        association=changed(losses(32, 3.0), 0.4),
-        uniform_loss=6.0,
-        num_samples=64,
-        num_suspects=2,
+        material=Material(
+            losses=losses(60, 3.0),
+            association=changed(losses(32, 3.0), 0.4),
+            uniform_loss=6.0,
+            num_samples=64,
+            num_suspects=2,
+        ),
         gradient_norms=[1.0, 1.2, 0.8],
         norms=(10.0, 11.0),
     )
 
 
 def verdict(**changes):
-    return Gate(GateConfig()).verdict(dataclasses.replace(good(), **changes))
+    evidence = good()
+    known = {field.name for field in dataclasses.fields(Material)}
+    about = {name: value for name, value in changes.items() if name in known}
+    others = {name: value for name, value in changes.items() if name not in known}
+    material = dataclasses.replace(evidence.material, **about)
+    found = Gate(GateConfig()).verdict(dataclasses.replace(evidence, material=material, **others))
+    # What is known beforehand is said beforehand.
+    assert Gate(GateConfig()).doubts(material).reasons == (found.reasons if about else ())
+    return found
 
 
 def test_a_good_candidate_is_accepted_with_its_numbers():
@@ -68,7 +78,7 @@ BASE = losses(32, 2.0)
             "away from the base model on x",
         ),
         ({"num_suspects": 30}, "30 of 64 samples are suspect"),
-        ({"learnt": losses(60, 7.0)}, "less likely than noise"),
+        ({"losses": losses(60, 7.0)}, "less likely than noise"),
         ({"association": changed(losses(32, 3.0), 0.0)}, "nothing to do with their prompts"),
         ({"norms": (10.0, 30.0)}, "grew by a factor of 3.00"),
         ({"gradient_norms": [1.0, 1.0, 20.0]}, "20.0 times the usual"),

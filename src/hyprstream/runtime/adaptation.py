@@ -23,7 +23,7 @@ from hyprstream.runtime.journal import Action, Decision
 from hyprstream.runtime.learners import Learner, LoopParts, Spent, Stepwise, Weights
 from hyprstream.runtime.watch import FeedbackWatch, Worse
 from hyprstream.train.buffer import Fate, Kept
-from hyprstream.train.gate import Evidence, Pairs, Verdict
+from hyprstream.train.gate import Evidence, Material, Pairs, Verdict
 from hyprstream.train.sample import Sample
 from hyprstream.train.screen import counted, rotated, screen, unlikely, with_prompts
 
@@ -55,6 +55,16 @@ class _Lesson(Generic[Weights]):
     @property
     def ids(self) -> tuple[int, ...]:
         return tuple(kept.id for kept in self.kept)
+
+    @property
+    def material(self) -> Material:
+        return Material(
+            losses=self.losses,
+            association=self.association,
+            uniform_loss=self.learner.uniform_loss,
+            num_samples=len(self.kept),
+            num_suspects=int(self.numbers["suspects"]),
+        )
 
 
 class AdaptationLoop(Generic[Weights]):
@@ -164,8 +174,9 @@ class AdaptationLoop(Generic[Weights]):
         lesson = _Lesson(learner=learner, parent=parent, start=start, kept=kept)
         try:
             yield from self._collect(lesson)
-            if not lesson.learnt:
-                yield from self._drop(lesson, "rejected", ("no sample is worth learning from",))
+            doubts = self._doubts(lesson)
+            if doubts:
+                yield from self._drop(lesson, "rejected", doubts)
                 return
             yield from self._step(lesson)
             candidate = yield from self._pass(parts.trainer.begin_snapshot(name))
@@ -211,6 +222,13 @@ class AdaptationLoop(Generic[Weights]):
             others = yield from self._losses(lesson, lesson.start, rotated(asked))
             lesson.association = Pairs(before=own, after=others)
 
+    def _doubts(self, lesson: _Lesson[Weights]) -> tuple[str, ...]:
+        """Return why no time shall be spent on these samples."""
+        found = self._parts.gate.doubts(lesson.material)
+        lesson.numbers |= found.numbers
+        nothing = () if lesson.learnt else ("no sample is worth learning from",)
+        return (*found.reasons, *nothing)
+
     def _step(self, lesson: _Lesson[Weights]) -> Pieces[None]:
         """Take optimizer steps over what was chosen, in an order that follows from the seed."""
         learner, trainer = lesson.learner, self._parts.trainer
@@ -249,11 +267,7 @@ class AdaptationLoop(Generic[Weights]):
                 held_out=own,
                 trusted=trusted,
                 origin=origin,
-                learnt=lesson.losses,
-                association=lesson.association,
-                uniform_loss=learner.uniform_loss,
-                num_samples=len(lesson.kept),
-                num_suspects=int(lesson.numbers["suspects"]),
+                material=lesson.material,
                 gradient_norms=lesson.gradient_norms,
                 norms=(parts.norm_of(lesson.start), parts.norm_of(candidate)),
             )
@@ -328,7 +342,7 @@ class AdaptationLoop(Generic[Weights]):
         while not work.advance():
             yield
         yield
-        return work.result
+        return work.result()
 
     def _wait(self, work: Callable[[], Result]) -> Pieces[Result]:
         """Do work on a thread that may wait for a disk."""

@@ -91,9 +91,8 @@ class Learner:
 class Stepwise(Protocol):
     """Work in pieces: `StepwisePass`."""
 
-    @property
     def result(self) -> Any:
-        """What came of it."""
+        """Return what came of it."""
         ...
 
     def advance(self) -> bool:

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from hyprstream.errors import InvalidSettingsError
 from hyprstream.train.paired import bound_mean
 
+_NO_NUMBER = "a loss is no finite number"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateConfig:
@@ -68,6 +70,26 @@ class Pairs:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Material:
+    """What is known of the samples before anything is learnt from them.
+
+    Attributes:
+        losses: The parent on each that was not screened out at once.
+        association: The parent on answers with their own prompts, and with prompts of others;
+            None where samples have no prompts.
+        uniform_loss: Of a guess that knows nothing: the logarithm of the vocabulary's size.
+        num_samples: Samples that came in.
+        num_suspects: Those of them that were screened out.
+    """
+
+    losses: Sequence[float]
+    association: Pairs | None
+    uniform_loss: float
+    num_samples: int
+    num_suspects: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
     """What was measured of a candidate.
 
@@ -75,12 +97,7 @@ class Evidence:
         held_out: Parent and candidate on samples that were set aside.
         trusted: Parent and candidate on each trusted set, by its name.
         origin: The base model alone on each trusted set.
-        learnt: The parent on the samples that the candidate learnt from.
-        association: The parent on answers with their own prompts, and with prompts of others;
-            None where samples have no prompts.
-        uniform_loss: Of a guess that knows nothing: the logarithm of the vocabulary's size.
-        num_samples: Samples that came in.
-        num_suspects: Those of them that were screened out.
+        material: What it learnt from.
         gradient_norms: Of the steps.
         norms: Of the parent's and the candidate's parameters.
     """
@@ -88,11 +105,7 @@ class Evidence:
     held_out: Pairs
     trusted: Mapping[str, Pairs]
     origin: Mapping[str, Sequence[float]]
-    learnt: Sequence[float]
-    association: Pairs | None
-    uniform_loss: float
-    num_samples: int
-    num_suspects: int = 0
+    material: Material
     gradient_norms: Sequence[float] = ()
     norms: tuple[float, float] = (1.0, 1.0)
 
@@ -122,20 +135,27 @@ class Gate:
     def __init__(self, config: GateConfig) -> None:
         self._config = config
 
+    def doubts(self, material: Material) -> Verdict:
+        """Judge samples before time is spent on them; `verdict` does it again."""
+        if not all(map(math.isfinite, _material_losses(material))):
+            return Verdict(accepted=False, reasons=(_NO_NUMBER,))
+        numbers = dict(self._material_numbers(material))
+        reasons = tuple(self._samples(material, numbers))
+        return Verdict(accepted=not reasons, reasons=reasons, numbers=_finite(numbers))
+
     def verdict(self, evidence: Evidence) -> Verdict:
         """Judge a candidate."""
         if not all(map(math.isfinite, _losses(evidence))):
-            return Verdict(accepted=False, reasons=("a loss is no finite number",))
+            return Verdict(accepted=False, reasons=(_NO_NUMBER,))
         numbers = dict(self._numbers(evidence))
         reasons = (
             *self._amounts(evidence),
             *self._own(evidence, numbers),
             *self._trusted(evidence, numbers),
-            *self._samples(evidence, numbers),
+            *self._samples(evidence.material, numbers),
             *self._steps(numbers),
         )
-        finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
-        return Verdict(accepted=not reasons, reasons=reasons, numbers=finite)
+        return Verdict(accepted=not reasons, reasons=reasons, numbers=_finite(numbers))
 
     def _numbers(self, evidence: Evidence) -> Iterator[tuple[str, float]]:
         alpha = self._config.alpha
@@ -148,16 +168,20 @@ class Gate:
             yield f"trusted/{name}_high", kept.high
             total = Pairs(before=evidence.origin[name], after=pairs.after)
             yield f"trusted/{name}_total", bound_mean(total.changes, alpha).mean
-        if evidence.association is not None:
-            yield "association_low", bound_mean(evidence.association.changes, alpha).low
-        if evidence.learnt:
-            yield "learnt_median", statistics.median(evidence.learnt)
-        yield "suspect_share", evidence.num_suspects / max(1, evidence.num_samples)
+        yield from self._material_numbers(evidence.material)
         before, after = evidence.norms
         yield "norm_growth", after / before if before else math.inf
         if evidence.gradient_norms:
             middle = statistics.median(evidence.gradient_norms)
             yield "gradient_ratio", max(evidence.gradient_norms) / middle if middle else math.inf
+
+    def _material_numbers(self, material: Material) -> Iterator[tuple[str, float]]:
+        if material.association is not None:
+            low = bound_mean(material.association.changes, self._config.alpha).low
+            yield "association_low", low
+        if material.losses:
+            yield "learnt_median", statistics.median(material.losses)
+        yield "suspect_share", material.num_suspects / max(1, material.num_samples)
 
     def _amounts(self, evidence: Evidence) -> Iterator[str]:
         config = self._config
@@ -186,12 +210,12 @@ class Gate:
             if total > config.max_total_regression:
                 yield f"it is {total:+.4f} away from the base model on {name}"
 
-    def _samples(self, evidence: Evidence, numbers: Mapping[str, float]) -> Iterator[str]:
+    def _samples(self, material: Material, numbers: Mapping[str, float]) -> Iterator[str]:
         if numbers["suspect_share"] > self._config.max_suspect_share:
-            yield f"{evidence.num_suspects} of {evidence.num_samples} samples are suspect"
-        if numbers.get("learnt_median", 0.0) > evidence.uniform_loss:
+            yield f"{material.num_suspects} of {material.num_samples} samples are suspect"
+        if numbers.get("learnt_median", 0.0) > material.uniform_loss:
             yield f"most samples are less likely than noise: {numbers['learnt_median']:.2f}"
-        if evidence.association is not None and not numbers["association_low"] > 0:
+        if material.association is not None and not numbers["association_low"] > 0:
             yield "answers have nothing to do with their prompts"
 
     def _steps(self, numbers: Mapping[str, float]) -> Iterator[str]:
@@ -203,14 +227,22 @@ class Gate:
 
 
 def _losses(evidence: Evidence) -> Iterator[float]:
-    pairs = [evidence.held_out, *evidence.trusted.values()]
-    if evidence.association is not None:
-        pairs.append(evidence.association)
-    for pair in pairs:
+    for pair in (evidence.held_out, *evidence.trusted.values()):
         yield from pair.before
         yield from pair.after
     for losses in evidence.origin.values():
         yield from losses
-    yield from evidence.learnt
+    yield from _material_losses(evidence.material)
     yield from evidence.gradient_norms
     yield from evidence.norms
+
+
+def _material_losses(material: Material) -> Iterator[float]:
+    yield from material.losses
+    if material.association is not None:
+        yield from material.association.before
+        yield from material.association.after
+
+
+def _finite(numbers: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in numbers.items() if math.isfinite(value)}

@@ -41,9 +41,8 @@ class StepwisePass(Generic[Result]):
         """Pieces that were done."""
         return self._num_pieces
 
-    @property
     def result(self) -> Result:
-        """What came of it, once all is done."""
+        """Return what came of it, once all is done."""
         assert self._results, "the pass is not done"
         return self._results[0]
 
@@ -70,4 +69,4 @@ class StepwisePass(Generic[Result]):
         """Do all that is left, and return what came of it; errors as in `advance`."""
         while not self.is_done:
             self.advance()
-        return self.result
+        return self.result()
