@@ -117,7 +117,8 @@ def evaluate_adapter(
 def _verdict(run: TrainingRun, version: VersionId, promotion: Promotion) -> tuple[bool, str]:
     """Decide whether the name moves, and say why."""
     if promotion != "better":
-        return promotion == "always", f"the name was to move {promotion}"
+        moves = promotion == "always"
+        return moves, f"the name {'moves' if moves else 'stays'} because that was asked for"
     start, best = run.run.start, run.run.best.held_out
     if start is None or best is None:
         return False, "nothing was held out, so nothing says that it is better"
