@@ -183,11 +183,6 @@ class Model:
         return model
 
     @property
-    def chat_template(self) -> ChatTemplate | None:
-        """How the model writes chats; None if it cannot chat."""
-        return self._template
-
-    @property
     def has_chat_template(self) -> bool:
         """Tell whether the model can chat."""
         return self._template is not None

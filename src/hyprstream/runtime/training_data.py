@@ -2,12 +2,14 @@
 
 import hashlib
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import get_args
 
 from hyprstream.errors import InvalidDatasetError, InvalidRequestError
+from hyprstream.models.chat import ChatTemplate
 from hyprstream.runtime.model import Model
 from hyprstream.runtime.training_records import Method, TrainingPlan
 from hyprstream.train.augment import without_tokens
@@ -83,9 +85,14 @@ class Material:
 
 def maker_of(model: Model, max_tokens: int) -> SampleMaker:
     """Return what makes samples of a model."""
-    return SampleMaker(
-        tokenizer=model.tokenizer, template=model.chat_template, max_tokens=max_tokens
-    )
+    tokenizer = model.tokenizer
+    template = None
+    if tokenizer.chat_template:
+        # Of thousands of chats one may have to wait for the processor: only work counts.
+        template = ChatTemplate(
+            tokenizer.chat_template, tokenizer.special_tokens, timer=time.thread_time
+        )
+    return SampleMaker(tokenizer=tokenizer, template=template, max_tokens=max_tokens)
 
 
 def read_material(model: Model, plan: TrainingPlan) -> Material:
