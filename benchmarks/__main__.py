@@ -3,10 +3,12 @@
 import argparse
 
 from benchmarks import (
+    adaptation,
     adapters,
     codec,
     download,
     engine,
+    learning,
     single_stream,
     sparsity,
     start_up,
@@ -26,6 +28,8 @@ BENCHMARKS = {
     "sparsity": sparsity.main,
     "training": training.main,
     "download": download.main,
+    "learning": learning.main,
+    "adaptation": adaptation.main,
 }
 
 

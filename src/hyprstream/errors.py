@@ -146,13 +146,17 @@ class InvalidDatasetError(InvalidInputError):
     Attributes:
         file: Its path, as text.
         line: Where the problem is, counted from 1; None where it is the file as a whole.
+        unit: What is counted: lines, or the rows of a table.
     """
 
-    def __init__(self, file: object, problem: str, *, line: int | None = None) -> None:
-        place = str(file) if line is None else f"{file}, line {line}"
+    def __init__(
+        self, file: object, problem: str, *, line: int | None = None, unit: str = "line"
+    ) -> None:
+        place = str(file) if line is None else f"{file}, {unit} {line}"
         super().__init__(f"{place}: {problem}", hint="Correct the file; nothing was learnt of it.")
         self.file = str(file)
         self.line = line
+        self.unit = unit
 
 
 class NotFoundError(HyprstreamError):

@@ -71,8 +71,10 @@ class Adapted(Decoder):
         return self._model.forward(replace(batch, lora=lora))
 
     @override
-    def logits(self, hidden: Tensor, lora: LoraView | None = None) -> Tensor:
-        return self._model.logits(hidden, RowByRow(self._adapters, [1] * len(hidden)))
+    def logits(
+        self, hidden: Tensor, lora: LoraView | None = None, entries: slice | None = None
+    ) -> Tensor:
+        return self._model.logits(hidden, RowByRow(self._adapters, [1] * len(hidden)), entries)
 
 
 def chance(seed: int | str) -> random.Random:

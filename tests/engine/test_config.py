@@ -24,6 +24,8 @@ def test_the_defaults_are_allowed():
         ("max_drafts", -1),
         ("background_share", 1.1),
         ("background_share", -0.1),
+        ("background_burst_s", -0.01),
+        ("background_every", 0),
         ("max_sequences", 4096),
     ],
 )

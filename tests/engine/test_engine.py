@@ -447,7 +447,8 @@ def test_background_work_keeps_to_its_share_while_requests_wait():
         tick(plan)
         at_end[:] = [trainer.num_slices]
 
-    parts = Parts(EngineConfig(background_share=0.25, block_tokens=4), clock=clock, on_step=note)
+    config = EngineConfig(background_share=0.25, background_every=1, block_tokens=4)
+    parts = Parts(config, clock=clock, on_step=note)
     started = clock.now
 
     async def main():

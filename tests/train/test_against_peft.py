@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from peft.optimizers import create_loraplus_optimizer
 
 from hyprstream.lora.trainable import TrainableLora
 from hyprstream.models.decoder import Decoder
@@ -87,3 +88,22 @@ def test_steps_of_adamw_give_the_same_weights(max_grad_norm, tmp_path):
         found = ours.modules[path]
         # Adam turns a gradient into its sign at first, so near zero a rounding is a step.
         torch.testing.assert_close(found.dense(), delta.dense(), atol=2e-4, rtol=1e-3)
+
+
+def test_lora_plus_gives_the_weights_that_pefts_optimizer_gives(tmp_path):
+    model, wrapped = both("llama", tmp_path, empty=True)
+    config = TrainConfig(learning_rate=2e-3, lora_plus_ratio=16, max_grad_norm=None)
+    trainer = Trainer(model)
+    trainer.open(A, to_weights(wrapped), spec=SPEC, config=config)
+    optimizer = create_loraplus_optimizer(
+        wrapped, torch.optim.AdamW, lr=2e-3, loraplus_lr_ratio=16, weight_decay=0.0
+    )
+    for _ in range(3):
+        optimizer.zero_grad()
+        mean_loss(wrapped, SAMPLES).backward()
+        optimizer.step()
+        trainer.accumulate(A, SAMPLES)
+        trainer.apply(A)
+    ours, theirs = trainer.snapshot(A), to_weights(wrapped)
+    for path, delta in theirs.modules.items():
+        torch.testing.assert_close(ours.modules[path].dense(), delta.dense(), atol=5e-4, rtol=1e-3)

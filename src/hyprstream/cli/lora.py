@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from hyprstream.cli import lora_make, lora_names
+from hyprstream.cli import lora_make, lora_names, train
 from hyprstream.cli.chat import TalkOptions, talk
 from hyprstream.cli.infer import AskOptions, answer
 from hyprstream.cli.lora_shown import (
@@ -32,6 +32,7 @@ from hyprstream.errors import InvalidRequestError
 app = typer.Typer(no_args_is_help=True, help="Make, look at, move, compress and use adapters.")
 
 app.command()(lora_make.create)
+app.add_typer(train.app, name="train")
 app.command("import")(lora_make.import_)
 
 

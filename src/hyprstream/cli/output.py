@@ -18,9 +18,11 @@ from hyprstream.errors import HyprstreamError, InvalidRequestError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from hyprstream.cli.progress import TransferProgress
+    from hyprstream.cli.progress import StepProgress, TransferProgress
 else:
-    Console = TransferProgress = object  # rich is imported when something is printed with it
+    Console = StepProgress = TransferProgress = (
+        object  # rich is imported when something is printed with it
+    )
 
 _WIDE = 10_000  # a pipe has no width to wrap at
 
@@ -116,6 +118,12 @@ class Output:
         from hyprstream.cli.progress import TransferProgress
 
         return TransferProgress(self._console("stderr"), quiet=self.quiet)
+
+    def steps(self, num_steps: int) -> StepProgress:
+        """Follow a training inside a `with` block."""
+        from hyprstream.cli.progress import StepProgress
+
+        return StepProgress(self._console("stderr"), num_steps, quiet=self.quiet)
 
     def confirm(self, question: str, *, yes: bool) -> bool:
         """Ask before something is destroyed.

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import (
@@ -14,7 +15,12 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from hyprstream.cli.text import in_bytes, one_line
+from hyprstream.cli.text import in_bytes, in_time, one_line
+
+if TYPE_CHECKING:
+    from hyprstream.runtime import TrainingProgress
+else:
+    TrainingProgress = object  # it brings torch
 
 
 @dataclass(slots=True)
@@ -86,3 +92,54 @@ class TransferProgress:
         trace: TracebackType | None,
     ) -> None:
         self._bars.stop()
+
+
+class StepProgress:
+    """Follows the steps of a training on stderr: a line that changes, or one for each look."""
+
+    def __init__(self, console: Console, num_steps: int, *, quiet: bool) -> None:
+        self._console = console
+        self._quiet = quiet
+        self._held_out = ""
+        self._bar = Progress(
+            TextColumn("step {task.completed:.0f} of {task.total:.0f}", markup=False),
+            BarColumn(),
+            TextColumn("{task.description}", markup=False),
+            console=console,
+            disable=quiet or not console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=num_steps)
+
+    def step(self, progress: TrainingProgress) -> None:
+        """Show a step."""
+        point = progress.point
+        if point.held_out_loss is not None:
+            self._held_out = f", held-out loss {point.held_out_loss:.4f}"
+            self._held_out += " (best)" if progress.is_best else ""
+        told = (
+            f"loss {point.loss:.4f}{self._held_out}, {progress.tokens_per_s:,.0f} tokens/s, "
+            f"{in_time(progress.remaining_s)} left"
+        )
+        if not self._bar.disable:
+            self._bar.update(self._task, completed=point.step, description=told)
+        elif not self._quiet and self._is_told(progress):
+            line = f"step {point.step} of {progress.num_steps}: {told}"
+            self._console.print(line, markup=False, soft_wrap=True)
+
+    @staticmethod
+    def _is_told(progress: TrainingProgress) -> bool:
+        """Whether a step has a line in a log: looks, the first step and the last."""
+        point = progress.point
+        return point.held_out_loss is not None or point.step in (1, progress.num_steps)
+
+    def __enter__(self) -> "StepProgress":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()

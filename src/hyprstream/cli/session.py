@@ -33,16 +33,19 @@ if TYPE_CHECKING:
         ModuleChange,
         ModuleSummary,
         Offer,
+        Point,
         Progress,
         Repair,
         SamplingParams,
         Settings,
+        TrainingRun,
         Upkeep,
     )
 else:
     AdapterDiff = AdapterInfo = Adapters = Collected = Coverage = object
     GridStatistics = ModuleChange = ModuleSummary = object
     CachedModel = CacheStatus = Damage = Leftover = Offer = Progress = Repair = Upkeep = object
+    Point = TrainingRun = object
     Completion = Generation = Model = ModelInfo = SamplingParams = Settings = object
     Context = typer.Context.__base__  # what typer gives to commands; the tests check types
 
@@ -65,10 +68,12 @@ __all__ = [
     "ModuleChange",
     "ModuleSummary",
     "Offer",
+    "Point",
     "Progress",
     "Repair",
     "SamplingParams",
     "Session",
+    "TrainingRun",
     "Upkeep",
     "load_base",
     "load_model",

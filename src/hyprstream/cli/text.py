@@ -72,6 +72,19 @@ def in_millions(count: int) -> str:
     return str(count) if count < 1000 else _scaled(count, ("K", "M", "B", "T"))
 
 
+def in_time(seconds: float) -> str:
+    """Write how long something takes.
+
+    Example:
+        >>> [in_time(seconds) for seconds in (5.4, 90, 7265)]
+        ['5 s', '1 min 30 s', '2 h 1 min']
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
 def _scaled(value: float, units: tuple[str, ...]) -> str:
     for unit in units:
         value /= 1000

@@ -33,6 +33,10 @@ class EngineConfig:
     """Most tokens that are guessed ahead for one sequence and step; 0 guesses none."""
     background_share: float = 0.25
     """Share of the time that background work may take while requests are waiting."""
+    background_burst_s: float = 0.06
+    """Longest that requests wait for background work at a time, if its slices are short enough."""
+    background_every: int = 24
+    """So many steps apart background work makes requests wait: every 24th token of an answer."""
 
     def __post_init__(self) -> None:
         """Reject values of the wrong type or outside their range.
@@ -50,6 +54,8 @@ class EngineConfig:
         share = self.background_share
         if not 0 <= share <= 1:
             raise _wrong("background_share", share, "a number from 0 to 1")
+        if not self.background_burst_s >= 0:
+            raise _wrong("background_burst_s", self.background_burst_s, "a number of seconds")
         # Every answer under way then gets a token in each step.
         if self.max_sequences > self.max_batch_tokens:
             raise _wrong("max_sequences", self.max_sequences, f"{self.max_batch_tokens} or fewer")
@@ -65,6 +71,7 @@ _LOWEST = {
     "max_rank": 1,
     "adapter_memory_bytes": 1,
     "max_drafts": 0,
+    "background_every": 1,
 }
 
 

@@ -99,7 +99,11 @@ class Engine:
         self._core = core
         self._max_waiting = config.max_waiting
         self._clock = clock
-        self._share = TimeShare(config.background_share)
+        self._share = TimeShare(
+            config.background_share,
+            burst_s=config.background_burst_s,
+            burst_every=config.background_every,
+        )
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         # Touched on the event loop only.
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -365,14 +369,16 @@ class Engine:
 
     def _run_background(self) -> None:
         background = self._background
-        is_busy = self._core.has_work
-        if background is None or (is_busy and not self._share.allows_slice):
+        if background is None:
             return
-        if background.ready():
+        if not self._core.has_work:
+            if background.ready():
+                background.run_slice()
+            return
+        while self._share.allows_slice and background.ready():
             began = self._clock()
             background.run_slice()
-            if is_busy:
-                self._share.add_slice(self._clock() - began)
+            self._share.add_slice(self._clock() - began)
 
     def _admit(self, request: Request, prepared: Prepared | None) -> None:
         try:

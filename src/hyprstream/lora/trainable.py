@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hyprstream.lora.delta import TrainableDelta
+from hyprstream.lora.delta import Delta, TrainableDelta
 from hyprstream.lora.leaf import Regrowth
 from hyprstream.lora.weights import LoraWeights
 
@@ -70,6 +70,11 @@ class TrainableLora:
             x = x * kept / (1 - self._dropout)
         return delta.product(x)
 
+    @property
+    def random(self) -> torch.Generator:
+        """What decides which inputs are hidden next."""
+        return self._random
+
     def select(self, rows: Int[Tensor, " N"]) -> "TrainableLora":  # noqa: ARG002
         """Return the view of chosen rows of the step: all rows use the one adapter."""
         return self
@@ -102,6 +107,15 @@ class TrainableLora:
             for name, places in delta.regrow(gradients[path], how).items()
         }
 
+    @property
+    def paths(self) -> list[str]:
+        """The layers that it changes."""
+        return list(self._deltas)
+
     def snapshot(self) -> LoraWeights:
         """Return the weights as they are now, in float32."""
-        return LoraWeights({path: delta.snapshot() for path, delta in self._deltas.items()})
+        return LoraWeights({path: self.snapshot_of(path) for path in self._deltas})
+
+    def snapshot_of(self, path: str) -> Delta:
+        """Return what is added to one layer now, in float32."""
+        return self._deltas[path].snapshot()

@@ -1,10 +1,12 @@
 """A causal language model: embed, layers, norm, logits."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -33,6 +35,29 @@ class Layer(Protocol):
     ) -> Float[Tensor, "T C"]:
         """Apply attention and feed-forward parts with their residuals."""
         ...
+
+    def attended(
+        self, x: Float[Tensor, "T C"], rotary: RotaryTables, batch: ForwardBatch
+    ) -> Float[Tensor, "T C"]:
+        """Apply the first of the two parts."""
+        ...
+
+    def transformed(self, x: Float[Tensor, "T C"], lora: LoraView | None) -> Float[Tensor, "T C"]:
+        """Apply the second part, in which each row depends on itself alone."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A piece of the forward pass: hidden states in, hidden states out.
+
+    Attributes:
+        run: Computes it, with what adapters add to these rows.
+        is_by_row: Rows depend on themselves alone, so any few may be computed at a time.
+    """
+
+    run: Callable[[Float[Tensor, "T C"], LoraView | None], Float[Tensor, "T C"]]
+    is_by_row: bool
 
 
 class Decoder:
@@ -77,11 +102,8 @@ class Decoder:
 
     def forward(self, batch: ForwardBatch) -> Float[Tensor, "T C"]:
         """Compute the normalised hidden state of every token of the batch."""
-        x = self._embedding(batch.token_ids)
-        if self.config.embedding_scale != 1.0:
-            # Rounded to the model's dtype first, as Gemma was trained.
-            x = x * torch.tensor(self.config.embedding_scale, dtype=x.dtype, device=x.device)
-        tables = [rotary.tables(batch.positions, x.dtype) for rotary in self._rotary]
+        x = self.embedded(batch.token_ids)
+        tables = self._tables(batch)
         for layer, rope in zip(self._layers, self.config.rope_of_layer, strict=True):
             if batch.recompute and torch.is_grad_enabled():
                 x = checkpoint(
@@ -89,15 +111,59 @@ class Decoder:
                 )
             else:
                 x = layer(x, tables[rope], batch)
+        return self.normalised(x)
+
+    def embedded(self, token_ids: Int[Tensor, " T"]) -> Float[Tensor, "T C"]:
+        """Return the vectors of tokens: what `forward` begins with."""
+        x = self._embedding(token_ids)
+        if self.config.embedding_scale != 1.0:
+            # Rounded to the model's dtype first, as Gemma was trained.
+            x = x * torch.tensor(self.config.embedding_scale, dtype=x.dtype, device=x.device)
+        return x
+
+    def stages(self, batch: ForwardBatch) -> list[Stage]:
+        """Return what `forward` does between `embedded` and `normalised`, in two a layer."""
+        tables = self._tables(batch)
+        stages = []
+        for layer, rope in zip(self._layers, self.config.rope_of_layer, strict=True):
+            attend = partial(_attended, layer, tables[rope], batch)
+            stages += [Stage(attend, is_by_row=False), Stage(layer.transformed, is_by_row=True)]
+        return stages
+
+    def normalised(self, x: Float[Tensor, "T C"]) -> Float[Tensor, "T C"]:
+        """Normalise rows: what `forward` ends with."""
         return self._norm(x)
 
     def logits(
-        self, hidden: Float[Tensor, "N C"], lora: LoraView | None = None
+        self,
+        hidden: Float[Tensor, "N C"],
+        lora: LoraView | None = None,
+        entries: slice | None = None,
     ) -> Float[Tensor, "N V"]:
-        """Score the vocabulary for hidden states that `forward` returned."""
-        scores = self._head(hidden, lora)
+        """Score the vocabulary for hidden states that `forward` returned.
+
+        Args:
+            hidden: The rows.
+            lora: What adapters add to the head.
+            entries: Entries of the vocabulary to score; it starts at a multiple of 64. None
+                scores all.
+        """
+        scores = self._head(hidden, lora, entries)
         cap = self.config.logit_softcap
         return scores if cap is None else torch.tanh(scores / cap) * cap
+
+    def _tables(self, batch: ForwardBatch) -> list[RotaryTables]:
+        return [rotary.tables(batch.positions, self.dtype) for rotary in self._rotary]
+
+
+def _attended(
+    layer: Layer,
+    rotary: RotaryTables,
+    batch: ForwardBatch,
+    x: Float[Tensor, "T C"],
+    _lora: LoraView | None,
+) -> Float[Tensor, "T C"]:
+    return layer.attended(x, rotary, batch)
 
 
 def build_decoder(

@@ -41,15 +41,21 @@ class Linear:
         self.weight = weight
         self.bias = bias
 
-    def __call__(self, x: Float[Tensor, "T I"], lora: LoraView | None) -> Float[Tensor, "T O"]:
-        """Apply the layer to each row."""
-        y = self.weight.matmul(x)
-        if self.bias is not None:
-            y = y + self.bias
+    def __call__(
+        self, x: Float[Tensor, "T I"], lora: LoraView | None, outputs: slice | None = None
+    ) -> Float[Tensor, "T O"]:
+        """Apply the layer to each row, or compute some of its outputs (`Weight.span`)."""
+        weight, bias = self.weight, self.bias
+        if outputs is not None:
+            weight = weight.span(outputs.start, outputs.stop)
+            bias = None if bias is None else bias[outputs]
+        y = weight.matmul(x)
+        if bias is not None:
+            y = y + bias
         if lora is not None:
             delta = lora.delta(self.path, x)
             if delta is not None:
-                y = y + delta
+                y = y + (delta if outputs is None else delta[:, outputs])
         return y
 
 
@@ -222,8 +228,17 @@ class PreNormLayer:
         self, x: Float[Tensor, "T C"], rotary: RotaryTables, batch: ForwardBatch
     ) -> Float[Tensor, "T C"]:
         """Apply the block."""
-        x = x + self._attend(self._norm(x), rotary, batch)
-        return x + self._mlp(self._mlp_norm(x), batch.lora)
+        return self.transformed(self.attended(x, rotary, batch), batch.lora)
+
+    def attended(
+        self, x: Float[Tensor, "T C"], rotary: RotaryTables, batch: ForwardBatch
+    ) -> Float[Tensor, "T C"]:
+        """Apply the first part."""
+        return x + self._attend(self._norm(x), rotary, batch)
+
+    def transformed(self, x: Float[Tensor, "T C"], lora: LoraView | None) -> Float[Tensor, "T C"]:
+        """Apply the second part to each row."""
+        return x + self._mlp(self._mlp_norm(x), lora)
 
 
 class SandwichLayer:
@@ -246,5 +261,14 @@ class SandwichLayer:
         self, x: Float[Tensor, "T C"], rotary: RotaryTables, batch: ForwardBatch
     ) -> Float[Tensor, "T C"]:
         """Apply the block."""
-        x = x + self._attended_norm(self._attend(self._norm(x), rotary, batch))
-        return x + self._transformed_norm(self._mlp(self._mlp_norm(x), batch.lora))
+        return self.transformed(self.attended(x, rotary, batch), batch.lora)
+
+    def attended(
+        self, x: Float[Tensor, "T C"], rotary: RotaryTables, batch: ForwardBatch
+    ) -> Float[Tensor, "T C"]:
+        """Apply the first part."""
+        return x + self._attended_norm(self._attend(self._norm(x), rotary, batch))
+
+    def transformed(self, x: Float[Tensor, "T C"], lora: LoraView | None) -> Float[Tensor, "T C"]:
+        """Apply the second part to each row."""
+        return x + self._transformed_norm(self._mlp(self._mlp_norm(x), lora))

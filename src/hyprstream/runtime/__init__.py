@@ -37,12 +37,19 @@ if TYPE_CHECKING:
         import_adapter,
     )
     from hyprstream.runtime.info import ModelInfo, describe, kept_info, remove_weights
-    from hyprstream.runtime.learning import training_settings
     from hyprstream.runtime.model import Model
     from hyprstream.runtime.models import open_catalog
     from hyprstream.runtime.settings import Settings, load_settings
     from hyprstream.runtime.text import Completion, Generation, TextDelta
+    from hyprstream.runtime.trained import evaluate_adapter, finish_training
+    from hyprstream.runtime.training import Training, TrainingRun
+    from hyprstream.runtime.training_records import Evaluated, Trained, TrainingPlan
+    from hyprstream.runtime.training_settings import training_settings
     from hyprstream.store.records import Collected, Note
+    from hyprstream.train.augment import AugmentConfig
+    from hyprstream.train.curriculum import CurriculumConfig
+    from hyprstream.train.dataset import DataConfig
+    from hyprstream.train.run import Point, TrainingProgress
     from hyprstream.vdb.learned.rate import Target
     from hyprstream.vdb.statistics import GridStatistics
 
@@ -52,6 +59,7 @@ _HOMES = {
     "AdapterDiff": "hyprstream.runtime.adapter_records",
     "AdapterInfo": "hyprstream.runtime.adapter_records",
     "Adapters": "hyprstream.runtime.adapters",
+    "AugmentConfig": "hyprstream.train.augment",
     "CacheStatus": "hyprstream.catalog.records",
     "CachedModel": "hyprstream.catalog.records",
     "Catalog": "hyprstream.catalog.catalog",
@@ -60,8 +68,11 @@ _HOMES = {
     "Committed": "hyprstream.runtime.adapter_records",
     "Completion": "hyprstream.runtime.text",
     "Coverage": "hyprstream.lora.exchange.coverage",
+    "CurriculumConfig": "hyprstream.train.curriculum",
     "Damage": "hyprstream.catalog.records",
+    "DataConfig": "hyprstream.train.dataset",
     "Destination": "hyprstream.runtime.exchange",
+    "Evaluated": "hyprstream.runtime.training_records",
     "Found": "hyprstream.catalog.many",
     "Generation": "hyprstream.runtime.text",
     "Grammar": "hyprstream.engine.request",
@@ -75,6 +86,7 @@ _HOMES = {
     "ModuleSummary": "hyprstream.lora.summary",
     "Note": "hyprstream.store.records",
     "Offer": "hyprstream.catalog.offer",
+    "Point": "hyprstream.train.run",
     "Progress": "hyprstream.catalog.card",
     "Provider": "hyprstream.catalog.credentials",
     "Recipe": "hyprstream.runtime.adapted",
@@ -85,12 +97,19 @@ _HOMES = {
     "Source": "hyprstream.runtime.exchange",
     "Target": "hyprstream.vdb.learned.rate",
     "TextDelta": "hyprstream.runtime.text",
+    "Trained": "hyprstream.runtime.training_records",
+    "Training": "hyprstream.runtime.training",
+    "TrainingPlan": "hyprstream.runtime.training_records",
+    "TrainingProgress": "hyprstream.train.run",
+    "TrainingRun": "hyprstream.runtime.training",
     "Upkeep": "hyprstream.catalog.upkeep",
     "base_model_ref": "hyprstream.runtime.adapted",
     "create_adapter": "hyprstream.runtime.adapted",
     "describe": "hyprstream.runtime.info",
     "environment_report": "hyprstream.runtime.environment",
+    "evaluate_adapter": "hyprstream.runtime.trained",
     "export_adapter": "hyprstream.runtime.exchange",
+    "finish_training": "hyprstream.runtime.trained",
     "import_adapter": "hyprstream.runtime.exchange",
     "kept_info": "hyprstream.runtime.info",
     "load_adapter": "hyprstream.runtime.adapted",
@@ -102,7 +121,7 @@ _HOMES = {
     "remove_weights": "hyprstream.runtime.info",
     "search_models": "hyprstream.catalog.many",
     "set_threads": "hyprstream.runtime.device",
-    "training_settings": "hyprstream.runtime.learning",
+    "training_settings": "hyprstream.runtime.training_settings",
 }
 
 __all__ = [
@@ -111,6 +130,7 @@ __all__ = [
     "AdapterDiff",
     "AdapterInfo",
     "Adapters",
+    "AugmentConfig",
     "CacheStatus",
     "CachedModel",
     "Catalog",
@@ -119,8 +139,11 @@ __all__ = [
     "Committed",
     "Completion",
     "Coverage",
+    "CurriculumConfig",
     "Damage",
+    "DataConfig",
     "Destination",
+    "Evaluated",
     "Found",
     "Generation",
     "Grammar",
@@ -134,6 +157,7 @@ __all__ = [
     "ModuleSummary",
     "Note",
     "Offer",
+    "Point",
     "Progress",
     "Provider",
     "Recipe",
@@ -144,12 +168,19 @@ __all__ = [
     "Source",
     "Target",
     "TextDelta",
+    "Trained",
+    "Training",
+    "TrainingPlan",
+    "TrainingProgress",
+    "TrainingRun",
     "Upkeep",
     "base_model_ref",
     "create_adapter",
     "describe",
     "environment_report",
+    "evaluate_adapter",
     "export_adapter",
+    "finish_training",
     "import_adapter",
     "kept_info",
     "load_adapter",

@@ -12,10 +12,10 @@ from hyprstream.models.decoder import Decoder
 from hyprstream.refs import ModelRef, VersionId
 from hyprstream.runtime.adapter_records import Committed
 from hyprstream.runtime.adapters import EXACT, Adapters
-from hyprstream.runtime.learning import check_training
 from hyprstream.runtime.model import Model
 from hyprstream.runtime.models import open_catalog
 from hyprstream.runtime.settings import Settings
+from hyprstream.runtime.training_settings import check_training
 from hyprstream.store.manifest import Draft, SpecValue, check_base
 from hyprstream.store.records import Note
 from hyprstream.vdb import codecs

@@ -17,8 +17,8 @@ from hyprstream.lora.seeds import stream_start
 from hyprstream.lora.summary import compare, summarise
 from hyprstream.refs import AdapterRef, VersionId, adapter_name
 from hyprstream.runtime.adapter_records import AdapterDiff, AdapterInfo, Committed
-from hyprstream.runtime.learning import recorded
 from hyprstream.runtime.settings import Settings
+from hyprstream.runtime.training_settings import recorded
 from hyprstream.store import layout
 from hyprstream.store.manifest import Draft, Manifest, SpecValue
 from hyprstream.store.records import Adapter, Collected, Move, Note
@@ -221,9 +221,15 @@ class Adapters:
         """
         self._store.promote(adapter_name(name), to, expected=expected, note=note)
 
-    def rollback(self, name: str, note: Note = _NOTHING) -> VersionId:
-        """Undo the last promotion that was not undone yet; return the version that is back."""
-        return self._store.rollback(adapter_name(name), note)
+    def rollback(
+        self, name: str, note: Note = _NOTHING, *, expected: VersionId | None = None
+    ) -> VersionId:
+        """Undo the last promotion that was not undone yet; return the version that is back.
+
+        Raises:
+            StaleParentError: The name does not point where it is expected to.
+        """
+        return self._store.rollback(adapter_name(name), note, expected=expected)
 
     def tag(self, ref: str, to: VersionId) -> None:
         """Let a tag, `name:tag`, stand for a version, whatever it stood for before.

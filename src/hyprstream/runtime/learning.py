@@ -1,64 +1,129 @@
-"""How an adapter is to be trained, as the manifest of a version keeps it. No torch.
+"""Puts the adaptation loop together with a model, a store and an engine."""
 
-A manifest may come from a stranger: what it says is checked before it is used.
-"""
+import asyncio
+import math
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from collections.abc import Mapping
-from dataclasses import fields, replace
-from typing import Any, get_type_hints
+from hyprstream.engine.engine import Engine
+from hyprstream.lora.basis import BaseLayers
+from hyprstream.lora.weights import LoraWeights, pack, unpack
+from hyprstream.models.decoder import Decoder
+from hyprstream.refs import VersionId
+from hyprstream.runtime.adaptation import AdaptationLoop
+from hyprstream.runtime.adapters import Adapters, Tensors
+from hyprstream.runtime.journal import Journal
+from hyprstream.runtime.learners import Learner, LoopParts
+from hyprstream.runtime.publishing import StoreVersions, recover
+from hyprstream.runtime.watch import FeedbackWatch, WatchConfig
+from hyprstream.train.buffer import BufferConfig, SampleBuffer
+from hyprstream.train.gate import Gate, GateConfig
+from hyprstream.train.trainer import Trainer
 
-from pydantic import TypeAdapter, ValidationError
-
-from hyprstream.errors import InvalidAdapterError
-from hyprstream.store.manifest import Manifest, SpecValue
-from hyprstream.train.config import TrainConfig
-
-_SEED = "seed"  # of the adapter as a whole: what is random in its training follows from it too
-_FIELDS = frozenset(field.name for field in fields(TrainConfig))
+_NUM_IO_THREADS = 1  # what the loop waits for comes one at a time
 
 
-def training_settings(manifest: Manifest, **changes: Any) -> TrainConfig:
-    """Return how a version is to be trained: what was recorded with it, and defaults for the rest.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learning:
+    """A loop and what it works with; close it after the engine has stopped.
+
+    Attributes:
+        loop: What `Engine.start` takes.
+        buffer: Takes samples.
+        journal: Tells what was decided.
+        io: Threads that wait for the disk.
+    """
+
+    loop: AdaptationLoop[LoraWeights]
+    buffer: SampleBuffer
+    journal: Journal
+    io: ThreadPoolExecutor
+
+    def close(self) -> None:
+        """Wait for what is on its way to the disk, and let go of the journal."""
+        self.io.shutdown(wait=True)
+        self.journal.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearningConfig:
+    """Bounds and tests that hold for all adapters."""
+
+    buffer: BufferConfig = field(default_factory=BufferConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
+
+
+def open_learning(
+    model: Decoder,
+    adapters: Adapters,
+    journal_file: Path,
+    learners: Iterable[Learner],
+    *,
+    install: Callable[[VersionId, LoraWeights], None],
+    config: LearningConfig = LearningConfig(),
+) -> Learning:
+    """Take up learning where the last process left it.
 
     Args:
-        manifest: Of the version.
-        changes: Fields of `TrainConfig` that shall be otherwise this time.
+        model: The base model, which serves at the same time.
+        adapters: The store.
+        journal_file: Made if absent.
+        learners: The adapters that learn.
+        install: Lets requests use a version: `installer`.
+        config: Bounds and tests.
 
     Raises:
-        InvalidAdapterError: What was recorded is of another type than it should be.
-        InvalidSettingsError: A value is out of range, or needs another one.
+        CacheBusyError: Another process learns with this journal.
+        CorruptStoreError: The journal is damaged.
     """
-    seed = {_SEED: manifest.spec[_SEED]} if _SEED in manifest.spec else {}
-    return replace(check_training({**recorded(manifest.spec), **seed}), **changes)
+    journal = Journal(journal_file)
+    try:
+        recover(journal, adapters)
+        buffer = SampleBuffer(config.buffer, journal)
+        buffer.restore(journal.waiting(), journal.used())
+    except BaseException:
+        journal.close()
+        raise
+    base = BaseLayers(model.weights)
 
+    def load(tensors: Tensors) -> LoraWeights:
+        return unpack(tensors, base)
 
-def recorded(spec: Mapping[str, SpecValue]) -> dict[str, SpecValue]:
-    """Choose what a version's spec says of training, as it is."""
-    return {name: value for name, value in spec.items() if name in _FIELDS - {_SEED}}
-
-
-def check_training(given: Mapping[str, SpecValue]) -> TrainConfig:
-    """Make settings of training of plain data.
-
-    Raises:
-        InvalidAdapterError: There is no such setting, or it is of another type.
-        InvalidSettingsError: A value is out of range.
-    """
-    unknown = sorted(given.keys() - _FIELDS)
-    if unknown:
-        raise _wrong(f"there is no setting {unknown[0][:80]!r}")
-    types = get_type_hints(TrainConfig)
-    for name, value in given.items():
-        try:
-            TypeAdapter(types[name]).validate_python(value, strict=True)
-        except ValidationError as error:
-            problem = error.errors(include_input=False, include_url=False)[0]
-            raise _wrong(f"{name}: {problem['msg']}") from error
-    return TrainConfig(**dict[str, Any](given))
-
-
-def _wrong(problem: str) -> InvalidAdapterError:
-    return InvalidAdapterError(
-        f"the adapter cannot be trained as it says: {problem}",
-        hint="Say how to train it instead, or fetch the adapter again.",
+    io = ThreadPoolExecutor(_NUM_IO_THREADS, thread_name_prefix="hyprstream-learning")
+    parts = LoopParts(
+        trainer=Trainer(model),
+        buffer=buffer,
+        gate=Gate(config.gate),
+        versions=StoreVersions(adapters, load=load, pack=pack, install=install),
+        journal=journal,
+        io=io,
+        norm_of=norm,
+        clock=time.time,
     )
+    loop = AdaptationLoop(parts, learners, FeedbackWatch(config.watch))
+    return Learning(loop=loop, buffer=buffer, journal=journal, io=io)
+
+
+def installer(
+    engine: Engine, event_loop: asyncio.AbstractEventLoop
+) -> Callable[[VersionId, LoraWeights], None]:
+    """Return what installs a version from any thread but the engine's, and waits for that."""
+
+    def install(version: VersionId, weights: LoraWeights) -> None:
+        asyncio.run_coroutine_threadsafe(engine.install(version, weights), event_loop).result()
+
+    return install
+
+
+def norm(weights: LoraWeights) -> float:
+    """Return the norm of all parameters together."""
+    squares = (
+        tensor.float().norm().item() ** 2
+        for delta in weights.modules.values()
+        for tensor in delta.tensors().values()
+    )
+    return math.sqrt(math.fsum(squares))

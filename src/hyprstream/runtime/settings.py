@@ -105,6 +105,11 @@ class Settings(BaseSettings):
         """Folder of the adapter store."""
         return self.home.expanduser() / "adapters"
 
+    @property
+    def training_folder(self) -> Path:
+        """Folder of training runs that are not over."""
+        return self.home.expanduser() / "training"
+
 
 def settings_file() -> Path:
     """Name the settings file: `HYPRSTREAM_CONFIG`, or `hyprstream.toml` in the current folder."""

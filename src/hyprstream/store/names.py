@@ -59,24 +59,30 @@ def promote(db: sqlite3.Connection, name: AdapterName, move: Move, *, expected: 
         VersionNotFoundError: The new version does not exist.
     """
     version, number = _found(db, name)
-    if version != expected:
-        raise StaleParentError(
-            f"adapter {name!r} points at version {version[:12]}, not at {expected[:12]}",
-            hint="Somebody moved it meanwhile: look at its history and decide again.",
-        )
+    _check_current(name, version, expected)
     require(db, move.version)
     if move.version != version:
         _move(db, name, move, below=number)
 
 
-def rollback(db: sqlite3.Connection, name: AdapterName, at: datetime, note: Note) -> VersionId:
+def rollback(
+    db: sqlite3.Connection,
+    name: AdapterName,
+    at: datetime,
+    note: Note,
+    *,
+    expected: VersionId | None = None,
+) -> VersionId:
     """Move a name back to where it was before it was last promoted.
 
     Raises:
         AdapterNotFoundError: There is no such name.
+        StaleParentError: It points at another version than is expected.
         VersionNotFoundError: It was never promoted, or the version was collected.
     """
-    _, number = _found(db, name)
+    version, number = _found(db, name)
+    if expected is not None:
+        _check_current(name, version, expected)
     row = db.execute(
         "SELECT lower.version, lower.below FROM moves AS upper "
         "JOIN moves AS lower ON lower.number = upper.below WHERE upper.number = ?",
@@ -269,6 +275,14 @@ def _found(db: sqlite3.Connection, name: AdapterName) -> tuple[VersionId, int]:
             f"there is no adapter {name!r}", hint="`hyprstream lora list` shows those there are."
         )
     return pointer
+
+
+def _check_current(name: AdapterName, version: VersionId, expected: VersionId) -> None:
+    if version != expected:
+        raise StaleParentError(
+            f"adapter {name!r} points at version {version[:12]}, not at {expected[:12]}",
+            hint="Somebody moved it meanwhile: look at its history and decide again.",
+        )
 
 
 def _no_tag(ref: AdapterRef) -> VersionNotFoundError:

@@ -164,15 +164,27 @@ class AdapterStore:
             move = Move(action="promote", version=to, at=self._clock(), note=note)
             names.promote(db, name, move, expected=expected)
 
-    def rollback(self, name: AdapterName, note: Note = Note()) -> VersionId:  # noqa: B008 - frozen
+    def rollback(
+        self,
+        name: AdapterName,
+        note: Note = Note(),  # noqa: B008 - frozen
+        *,
+        expected: VersionId | None = None,
+    ) -> VersionId:
         """Undo the last promotion that was not undone yet; return the version that is back.
+
+        Args:
+            name: The name.
+            note: For the history.
+            expected: Where the name has to point; None takes it wherever it points.
 
         Raises:
             AdapterNotFoundError: There is no such name.
+            StaleParentError: Somebody moved it meanwhile.
             VersionNotFoundError: There is nothing to undo, or the version was collected.
         """
         with self._index.change() as db:
-            return names.rollback(db, name, self._clock(), note)
+            return names.rollback(db, name, self._clock(), note, expected=expected)
 
     def history(self, name: AdapterName) -> list[Move]:
         """List the moves of a name, the first one first.

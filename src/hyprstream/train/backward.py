@@ -1,11 +1,11 @@
-"""One pass over packed samples: the loss, its gradient, or the loss of each sample.
+"""One pass over packed samples: the loss and its gradient.
 
 The gradient is that of a sum over rows. It is exact, and memory is bounded: the head is
 passed a few rows at a time in both directions before the layers are passed back once.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,9 +16,8 @@ from torch import Tensor
 from hyprstream.errors import NonFiniteTrainingError
 from hyprstream.models.decoder import Decoder
 from hyprstream.models.forward import LoraView
-from hyprstream.train.collate import Packed, collate, packs
+from hyprstream.train.collate import Packed
 from hyprstream.train.loss import cross_entropy, divergence, row_chunks
-from hyprstream.train.sample import Sample
 
 
 @contextmanager
@@ -68,6 +67,21 @@ def backward(
     """
     batch = packed.batch(model.config, view, recompute=recompute)
     hidden = model.forward(batch)[packed.rows]
+    return backward_from(model, view, packed, hidden, objective)
+
+
+def backward_from(
+    model: Decoder,
+    view: LoraView,
+    packed: Packed,
+    hidden: Float[Tensor, "N C"],
+    objective: Objective,
+) -> Sums:
+    """Do what `backward` does, from the hidden states of the rows on.
+
+    Raises:
+        NonFiniteTrainingError: As in `backward`.
+    """
     base_hidden = _base_hidden(model, packed) if objective.pull else None
     gradients, losses, pulls = [], 0.0, 0.0
     for chunk in row_chunks(len(packed.rows), model.config.vocab_size):
@@ -88,30 +102,6 @@ def backward(
     if hidden.requires_grad:  # an adapter of the head alone changes nothing before it
         hidden.backward(torch.cat(gradients))
     return Sums(loss=losses, pull=pulls, weight=packed.weight, num_tokens=len(packed.token_ids))
-
-
-@torch.no_grad()
-def sample_losses(
-    model: Decoder, view: LoraView | None, samples: Sequence[Sample], max_tokens: int
-) -> list[float]:
-    """Return for each sample the mean loss of its tokens that count, in nats.
-
-    Raises:
-        NonFiniteTrainingError: One is no finite number.
-    """
-    means: list[float] = []
-    for pack in packs(samples, max_tokens):
-        packed = collate(pack, model.config, model.device)
-        hidden = model.forward(packed.batch(model.config, view))[packed.rows]
-        sums = torch.zeros(len(pack), dtype=torch.float64, device=model.device)
-        for chunk in row_chunks(len(packed.rows), model.config.vocab_size):
-            head = None if view is None else view.select(packed.rows[chunk])
-            losses = cross_entropy(model, hidden[chunk], packed.targets[chunk], head)
-            sums.index_add_(0, packed.samples[chunk], losses.double())
-        means += (sums / packed.samples.bincount(minlength=len(pack))).tolist()
-    if not all(map(math.isfinite, means)):
-        raise NonFiniteTrainingError("the loss of a sample")
-    return means
 
 
 @torch.no_grad()

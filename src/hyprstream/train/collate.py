@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -11,7 +12,9 @@ from hyprstream.errors import ContextTooLongError, InvalidRequestError
 from hyprstream.models.attention import PackedAttention
 from hyprstream.models.config import ModelConfig
 from hyprstream.models.forward import ForwardBatch, LoraView
-from hyprstream.train.sample import Sample
+from hyprstream.train.sample import Judged, Pair, Sample
+
+_Computed = TypeVar("_Computed", bound=Sample | Pair | Judged)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,13 +101,13 @@ def collate(samples: Sequence[Sample], config: ModelConfig, device: torch.device
     )
 
 
-def packs(samples: Sequence[Sample], max_tokens: int) -> Iterator[list[Sample]]:
-    """Cut samples, in their order, into runs of at most `max_tokens` computed tokens.
+def packs(samples: Sequence[_Computed], max_tokens: int) -> Iterator[list[_Computed]]:
+    """Cut samples, or pairs of them, into runs of at most `max_tokens` computed tokens.
 
     Raises:
         InvalidRequestError: One sample alone has more.
     """
-    pack: list[Sample] = []
+    pack: list[_Computed] = []
     num_tokens = 0
     for sample in samples:
         length = sample.num_computed

@@ -36,6 +36,8 @@ class TrainConfig:
     optimizer: OptimizerName = "adamw"
     """adamw, or muon: matrices without a mask are moved by orthogonal steps, at rates that
     compare with those of AdamW, and all else by AdamW."""
+    lora_plus_ratio: float = 1.0
+    """Rate of B over that of A in low-rank adapters (LoRA+, arXiv:2402.12354)."""
     weight_decay: float = 0.0
     """Share of a parameter, times the rate, that a step takes away."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -48,6 +50,9 @@ class TrainConfig:
     """Batches of that many tokens in an optimizer step."""
     base_pull: float = 0.0
     """Weight of the divergence from the base model (KL, nats a token) beside the loss."""
+    preference_beta: float = 0.1
+    """How far preferences may lead from the model that they are compared with: the larger, the
+    less far."""
     recompute: bool = False
     """Keep only the inputs of layers for the backward pass: less memory, more time."""
     regrow_every: int = 0
@@ -66,8 +71,10 @@ class TrainConfig:
         """
         _check_real("learning_rate", self.learning_rate, 0, 1, above=True)
         _check_real("final_share", self.final_share, 0, 1)
+        _check_real("lora_plus_ratio", self.lora_plus_ratio, 0, 1e3, above=True)
         _check_real("weight_decay", self.weight_decay, 0, 1)
         _check_real("base_pull", self.base_pull, 0, 1e6)
+        _check_real("preference_beta", self.preference_beta, 0, 100, above=True)
         _check_real("regrow_fraction", self.regrow_fraction, 0, 1)
         for beta in self.betas:
             _check_real("betas", beta, 0, 0.999999)

@@ -1,202 +1,289 @@
-"""Files of JSON lines to samples. Files are not trusted: lines, depth and samples are bounded.
+"""Files of records to the samples of one model: those to train on, and those to judge by."""
 
-A line is one of
-
-    {"messages": [{"role": "user", "content": ...}, {"role": "assistant", ...}, ...]}
-    {"instruction": ..., "input": ..., "output": ...}     Alpaca; the input may be left out
-    {"prompt": ..., "completion": ...}
-    {"text": ...}
-
-Of chats, what the assistant says counts; of Alpaca, the output; of completions, the completion.
-Of texts everything counts, and those that are too long are cut into windows. Other keys are
-left alone.
-"""
-
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NoReturn
 
-from hyprstream.errors import InvalidDatasetError, InvalidInputError, InvalidRequestError
-from hyprstream.models.chat import ChatTemplate, encode_chat
-from hyprstream.models.tokenizer import Tokenizer
-from hyprstream.train.sample import Sample
-
-MAX_LINE_BYTES = 1 << 20
-MAX_MESSAGES = 256
-
-_ALPACA = (
-    "Below is an instruction that describes a task{with_input}. Write a response that "
-    "appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n{input}"
-    "### Response:\n"
+from hyprstream.errors import InvalidDatasetError, InvalidInputError, InvalidSettingsError
+from hyprstream.train.augment import AugmentConfig, Copier
+from hyprstream.train.encode import SampleMaker, TooLong
+from hyprstream.train.records import Form, Lesson, Preference, Rated, Record, Text, content_of
+from hyprstream.train.sample import Judged, Pair, Sample
+from hyprstream.train.split import (
+    Placed,
+    is_held_out,
+    read_records,
+    split_records,
+    without_duplicates,
 )
+
+MAX_SAMPLES = 100_000
+
+_PERCENTILES = (50, 90, 99, 100)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SampleMaker:
-    """Turns records into samples of one model.
+class DataConfig:
+    """How files become a data set."""
 
-    Attributes:
-        tokenizer: Of the model.
-        template: How the model writes chats; None for a model that knows none. Alpaca records
-            become chats where there is one, and Alpaca's own text where there is none.
-        max_tokens: Longest sample, in tokens that have to be computed.
-    """
+    form: Form | None = None
+    """The form of all records; None reads what the keys of each show."""
+    held_out_share: float = 0.1
+    """Share of prompts that are not trained on, 0 to 0.9."""
+    too_long: TooLong = "skip"
+    """What happens to samples that are longer than the model's: refuse, skip or cut."""
+    max_samples: int = MAX_SAMPLES
+    """Most samples; a file with more is refused."""
 
-    tokenizer: Tokenizer
-    template: ChatTemplate | None
-    max_tokens: int
-
-    def samples(self, record: Mapping[str, object]) -> list[Sample]:
-        """Return the samples of one record: more than one for a long text.
+    def __post_init__(self) -> None:
+        """Reject values outside their range.
 
         Raises:
-            InvalidRequestError: It is of no known form, or too long.
-            ChatTemplateError: The template refuses the chat.
+            InvalidSettingsError: A field is wrong.
         """
-        if "messages" in record:
-            return [self._checked(self._chat(record["messages"]))]
-        if "instruction" in record:
-            return [self._checked(self._alpaca(record))]
-        if "prompt" in record:
-            answer = self._completion(_text(record, "prompt"), _text(record, "completion"))
-            return [self._checked(answer)]
-        if "text" in record:
-            return self._windows(_text(record, "text"))
-        raise InvalidRequestError(
-            "a record has neither messages, instruction, prompt nor text",
-            hint="Write one of the forms that the reference page of training shows.",
-        )
-
-    def _chat(self, messages: object) -> Sample:
-        if not isinstance(messages, list) or not 1 <= len(messages) <= MAX_MESSAGES:
-            raise InvalidRequestError(
-                f"messages is no list of 1 to {MAX_MESSAGES}", hint="Split longer chats."
+        if not 0 <= self.held_out_share <= 0.9:
+            raise InvalidSettingsError(
+                f"held_out_share is {self.held_out_share}", hint="Make it 0 to 0.9."
             )
-        if self.template is None:
-            raise InvalidRequestError(
-                "the model has no chat template", hint="Use prompts and completions."
+        if self.max_samples < 1:
+            raise InvalidSettingsError(
+                f"max_samples is {self.max_samples}", hint="Make it 1 or more."
             )
-        token_ids = self._encoded(messages, prompt=False)
-        counts = [False] * len(token_ids)
-        for i, message in enumerate(messages):
-            if not (isinstance(message, Mapping) and message.get("role") == "assistant"):
-                continue
-            until = self._encoded(messages[: i + 1], prompt=False)
-            if token_ids[: len(until)] != until:
-                raise InvalidRequestError(
-                    "the model's chat template changes what was said before",
-                    hint="Give one record for each answer, with the chat up to it.",
-                )
-            begin = _num_common(self._encoded(messages[:i], prompt=True), until)
-            counts[begin : len(until)] = [True] * (len(until) - begin)
-        return Sample(tuple(token_ids), tuple(counts))
-
-    def _encoded(self, messages: Sequence[object], *, prompt: bool) -> list[int]:
-        assert self.template is not None
-        return encode_chat(self.tokenizer, self.template, messages, add_generation_prompt=prompt)
-
-    def _alpaca(self, record: Mapping[str, object]) -> Sample:
-        instruction, output = _text(record, "instruction"), _text(record, "output")
-        context = _text(record, "input") if record.get("input") else ""
-        if self.template is not None:
-            asked = f"{instruction}\n\n{context}" if context else instruction
-            roles = (("user", asked), ("assistant", output))
-            return self._chat([{"role": role, "content": text} for role, text in roles])
-        prompt = _ALPACA.format(
-            with_input=", paired with an input that provides further context" if context else "",
-            instruction=instruction,
-            input=f"### Input:\n{context}\n\n" if context else "",
-        )
-        return self._completion(prompt, output)
-
-    def _completion(self, prompt: str, completion: str) -> Sample:
-        # Encoded in one piece, as the model has seen texts; where both part, the answer begins.
-        token_ids = self._ended(prompt + completion)
-        begin = _num_common(self.tokenizer.encode(prompt), token_ids)
-        return Sample.answer(token_ids[:begin], token_ids[begin:])
-
-    def _windows(self, text: str) -> list[Sample]:
-        token_ids = self._ended(text)
-        # Each window begins with the last token of the one before: all are predicted once.
-        starts = range(0, max(1, len(token_ids) - 1), self.max_tokens)
-        return [Sample.text(token_ids[i : i + self.max_tokens + 1]) for i in starts]
-
-    def _ended(self, text: str) -> list[int]:
-        """Return the tokens of a text, and the one that says that it is over."""
-        token_ids = self.tokenizer.encode(text)
-        end = self.tokenizer.special_tokens.get("eos_token", "")
-        ends = self.tokenizer.encode(end, add_special=False, parse_special=True)
-        if len(ends) == 1 and ends[0] in self.tokenizer.eos_ids and token_ids[-1:] != ends:
-            token_ids += ends
-        return token_ids
-
-    def _checked(self, sample: Sample) -> Sample:
-        if sample.num_computed > self.max_tokens:
-            raise InvalidRequestError(
-                f"a sample has {sample.num_computed} tokens, more than {self.max_tokens}",
-                hint="Shorten it, or raise the length of samples.",
-            )
-        return sample
 
 
-def read_samples(file: Path, maker: SampleMaker, *, max_samples: int = 100_000) -> list[Sample]:
-    """Read a file of JSON lines; empty lines are skipped.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataReport:
+    """What became of the records of files.
+
+    Attributes:
+        num_records: Records that were read.
+        num_duplicates: Of them, those that say what an earlier one says.
+        num_skipped: Samples that were too long and left out.
+        num_cut: Samples that were too long and lost their end.
+        num_trained: Samples, pairs and rated answers to train on.
+        num_held_out: Those set aside.
+        num_tokens: Tokens of all samples that are kept.
+        num_counted: Of them, those that count.
+        lengths: Lengths of samples in tokens: per cent of the samples -> most that they have.
+    """
+
+    num_records: int
+    num_duplicates: int
+    num_skipped: int
+    num_cut: int
+    num_trained: int
+    num_held_out: int
+    num_tokens: int
+    num_counted: int
+    lengths: dict[int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One side of a data set.
+
+    Attributes:
+        samples: What is learnt as it stands.
+        pairs: Two answers to one prompt, of which one is better.
+        judged: Answers that were liked or were not.
+    """
+
+    samples: tuple[Sample, ...]
+    pairs: tuple[Pair, ...]
+    judged: tuple[Judged, ...]
+
+    def __len__(self) -> int:
+        """Count everything."""
+        return len(self.samples) + len(self.pairs) + len(self.judged)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dataset:
+    """Samples of one model, and what became of the records.
+
+    Attributes:
+        trained: What is learnt.
+        held_out: What is judged by.
+        report: Counts.
+    """
+
+    trained: Part
+    held_out: Part
+    report: DataReport
+
+
+def build(
+    trained: Iterable[Placed],
+    held_out: Iterable[Placed],
+    maker: SampleMaker,
+    config: DataConfig,
+    *,
+    num_records: int,
+    num_duplicates: int = 0,
+) -> Dataset:
+    """Make the samples of records that are split already.
 
     Raises:
-        InvalidDatasetError: The file cannot be read, a line is no record, or there are no
-            samples or too many of them; it names the line.
+        InvalidDatasetError: A record cannot be a sample of the model, or there are none or
+            too many.
     """
-    samples: list[Sample] = []
-    try:
-        for number, record in _records(file):
-            try:
-                samples += maker.samples(record)
-            except InvalidInputError as error:
-                raise InvalidDatasetError(file, str(error), line=number) from error
-            if len(samples) > max_samples:
-                raise InvalidDatasetError(file, f"more than {max_samples} samples", line=number)
-    except OSError as error:
-        raise InvalidDatasetError(file, f"it cannot be read: {error.strerror}") from error
+    sides = _Builder(maker, config), _Builder(maker, config)
+    for side, records in zip(sides, (trained, held_out), strict=True):
+        for placed in records:
+            side.add(placed, windows_to=sides[1] if side is sides[0] else None)
+            if sides[0].num_samples + sides[1].num_samples > config.max_samples:
+                raise placed.wrong(f"more than {config.max_samples} samples")
+    parts = sides[0].part(), sides[1].part()
+    kept = [sample for part in parts for sample in _samples(part)]
+    lengths = sorted(sample.num_computed for sample in kept)
+    report = DataReport(
+        num_records=num_records,
+        num_duplicates=num_duplicates,
+        num_skipped=sides[0].num_skipped + sides[1].num_skipped,
+        num_cut=sides[0].num_cut + sides[1].num_cut,
+        num_trained=len(parts[0]),
+        num_held_out=len(parts[1]),
+        num_tokens=sum(lengths),
+        num_counted=sum(sum(sample.counts[1:]) for sample in kept),
+        lengths={p: lengths[(len(lengths) - 1) * p // 100] for p in _PERCENTILES if lengths},
+    )
+    return Dataset(trained=parts[0], held_out=parts[1], report=report)
+
+
+def read_dataset(
+    files: Sequence[Path],
+    maker: SampleMaker,
+    config: DataConfig,
+    *,
+    augment: AugmentConfig | None = None,
+    seed: int = 0,
+) -> Dataset:
+    """Read files, drop duplicates, set some prompts aside, and make the samples of a model.
+
+    Args:
+        files: In this order.
+        maker: Of the model.
+        config: How.
+        augment: How many changed copies there are of what is trained on; None: none.
+        seed: Decides how they are changed.
+
+    Raises:
+        InvalidDatasetError: As `read_records` and `build` do; or nothing is left to learn.
+    """
+    counted = Counter[str]()
+
+    def counting() -> Iterator[Placed]:
+        for placed in read_records(files, config.form):
+            counted["records"] += 1
+            yield placed
+
+    records = list(without_duplicates(counting()))
+    trained, held_out = split_records(records, config.held_out_share)
+    dataset = build(
+        trained if augment is None else _with_copies(trained, augment, seed),
+        held_out,
+        maker,
+        config,
+        num_records=counted["records"],
+        num_duplicates=counted["records"] - len(records),
+    )
+    if not len(dataset.trained):
+        skipped = dataset.report.num_skipped
+        reason = f"; {skipped} were longer than {maker.max_tokens} tokens" if skipped else ""
+        raise InvalidDatasetError(
+            ", ".join(map(str, files)), f"it holds no samples to train on{reason}"
+        )
+    return dataset
+
+
+def read_samples(file: Path, maker: SampleMaker, *, max_samples: int = MAX_SAMPLES) -> list[Sample]:
+    """Read all samples of a file, in order; those that are too long are refused.
+
+    Raises:
+        InvalidDatasetError: As `read_records` and `build` do.
+    """
+    config = DataConfig(held_out_share=0, too_long="refuse", max_samples=max_samples)
+    samples = build(read_records([file]), [], maker, config, num_records=0).trained.samples
     if not samples:
         raise InvalidDatasetError(file, "it holds no samples")
-    return samples
+    return list(samples)
 
 
-def _records(file: Path) -> Iterator[tuple[int, dict[str, object]]]:
-    """Yield the number of each line, from 1, and what it says."""
-    with file.open("rb") as lines:
-        number = 0
-        while line := lines.readline(MAX_LINE_BYTES + 1):
-            number += 1
-            if len(line) > MAX_LINE_BYTES:
-                raise InvalidDatasetError(file, f"longer than {MAX_LINE_BYTES} bytes", line=number)
-            if line.isspace():
-                continue
-            try:
-                record = json.loads(line.decode("utf-8-sig"), parse_constant=_refuse)
-            except (ValueError, RecursionError) as error:
-                raise InvalidDatasetError(file, f"it is no JSON: {error}", line=number) from error
-            if not isinstance(record, dict):
-                raise InvalidDatasetError(file, "it is no JSON object", line=number)
-            yield number, record
+def _with_copies(records: Sequence[Placed], config: AugmentConfig, seed: int) -> Iterator[Placed]:
+    copier = Copier(config, [content_of(placed.record) for placed in records], seed)
+    for placed in records:
+        yield placed
+        if not isinstance(placed.record, Preference | Rated):
+            for copy in copier.copies(placed.record):
+                yield replace(placed, record=copy)
 
 
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not a JSON number")
+class _Builder:
+    """Collects one side of a data set."""
 
+    def __init__(self, maker: SampleMaker, config: DataConfig) -> None:
+        self._maker = maker
+        self._config = config
+        self._samples: list[Sample] = []
+        self._pairs: list[Pair] = []
+        self._judged: list[Judged] = []
+        self.num_skipped = 0
+        self.num_cut = 0
 
-def _text(record: Mapping[str, object], key: str) -> str:
-    value = record.get(key)
-    if not isinstance(value, str):
-        raise InvalidRequestError(
-            f"{key} is {'missing' if value is None else 'no text'}", hint="Give a text."
+    @property
+    def num_samples(self) -> int:
+        """Samples so far, both of a pair counted as one."""
+        return len(self._samples) + len(self._pairs) + len(self._judged)
+
+    def add(self, placed: Placed, *, windows_to: "_Builder | None") -> None:
+        """Take in a record; windows of texts may belong to the other side.
+
+        Raises:
+            InvalidDatasetError: It can be no sample.
+        """
+        try:
+            self._add(placed.record, windows_to)
+        except InvalidInputError as error:
+            raise placed.wrong(error) from error
+
+    def part(self) -> Part:
+        """Return what was collected."""
+        return Part(
+            samples=tuple(self._samples), pairs=tuple(self._pairs), judged=tuple(self._judged)
         )
-    return value
+
+    def _add(self, record: Record, windows_to: "_Builder | None") -> None:
+        match record:
+            case Preference():
+                chosen, rejected = self._one(record.chosen), self._one(record.rejected)
+                if chosen is not None and rejected is not None:
+                    self._pairs.append(Pair(chosen=chosen, rejected=rejected))
+            case Rated():
+                sample = self._one(record.lesson)
+                if sample is not None:
+                    self._judged.append(Judged(sample=sample, liked=record.liked))
+            case Text():
+                for sample in self._maker.samples(record):
+                    key = f"{sample.token_ids}"
+                    is_aside = is_held_out(key, self._config.held_out_share)
+                    side = windows_to if windows_to is not None and is_aside else self
+                    side._samples.append(sample)
+            case _:
+                sample = self._one(record)
+                if sample is not None:
+                    self._samples.append(sample)
+
+    def _one(self, lesson: Lesson) -> Sample | None:
+        sample = self._maker.sample(lesson)
+        fitted = self._maker.fitted(sample, self._config.too_long)
+        self.num_skipped += fitted is None
+        self.num_cut += fitted is not None and fitted is not sample
+        return fitted
 
 
-def _num_common(one: Sequence[int], other: Sequence[int]) -> int:
-    """Count the tokens with which both begin."""
-    pairs = zip(one, other, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+def _samples(part: Part) -> Iterator[Sample]:
+    yield from part.samples
+    for pair in part.pairs:
+        yield from (pair.chosen, pair.rejected)
+    yield from (judged.sample for judged in part.judged)

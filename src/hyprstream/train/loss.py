@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hyprstream.models.decoder import Decoder
@@ -32,6 +32,18 @@ def cross_entropy(
     Holds the logits of all rows: callers cut rows with `row_chunks`.
     """
     return F.cross_entropy(model.logits(hidden, lora).float(), targets, reduction="none")
+
+
+def scored(
+    model: Decoder,
+    hidden: Float[Tensor, "N C"],
+    targets: Int[Tensor, " N"],
+    lora: LoraView | None,
+) -> tuple[Float[Tensor, " N"], Bool[Tensor, " N"]]:
+    """Return each row's loss, as `cross_entropy`, and whether its token is the most likely one."""
+    logits = model.logits(hidden, lora).float()
+    losses = F.cross_entropy(logits, targets, reduction="none")
+    return losses, logits.argmax(-1) == targets
 
 
 def divergence(

@@ -1,8 +1,8 @@
-"""One example to learn from. Plain data, no torch."""
+"""Examples to learn from. Plain data, no torch."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from hyprstream.errors import InvalidRequestError
@@ -57,6 +57,75 @@ class Sample:
     def num_computed(self) -> int:
         """Tokens that have to be computed: those before the last that counts."""
         return len(self.counts) - 1 - self.counts[::-1].index(True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """Two answers to one prompt, of which one is better.
+
+    Attributes:
+        chosen: That one.
+        rejected: The other.
+        reference: By how much more likely the first one was before, as the difference of
+            the logarithms of both, in nats.
+    """
+
+    chosen: Sample
+    rejected: Sample
+    reference: float = 0.0
+
+    @property
+    def samples(self) -> tuple[Sample, Sample]:
+        """Both, the better one first."""
+        return self.chosen, self.rejected
+
+    def against(self, chosen: float, rejected: float) -> Self:
+        """Return the pair with the log probabilities that a reference gives both."""
+        return replace(self, reference=chosen - rejected)
+
+    @property
+    def num_computed(self) -> int:
+        """Tokens of both that have to be computed."""
+        return self.chosen.num_computed + self.rejected.num_computed
+
+    @property
+    def weight(self) -> float:
+        """How much it counts, beside other pairs."""
+        return self.chosen.weight
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """An answer that somebody liked, or did not.
+
+    Attributes:
+        sample: The answer.
+        liked: Whether.
+        reference: Logarithm of how likely it was before, in nats.
+    """
+
+    sample: Sample
+    liked: bool
+    reference: float = 0.0
+
+    @property
+    def samples(self) -> tuple[Sample]:
+        """The answer."""
+        return (self.sample,)
+
+    def against(self, log_probability: float) -> Self:
+        """Return the same with the log probability that a reference gives it."""
+        return replace(self, reference=log_probability)
+
+    @property
+    def num_computed(self) -> int:
+        """Tokens that have to be computed."""
+        return self.sample.num_computed
+
+    @property
+    def weight(self) -> float:
+        """How much it counts, beside other answers."""
+        return self.sample.weight
 
 
 def _invalid(problem: str) -> InvalidRequestError:

@@ -1,10 +1,16 @@
 """One adapter under training: its parameters, its optimizer, and the step that is being made."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from hyprstream.errors import InvalidSettingsError, NonFiniteTrainingError
+from hyprstream.errors import (
+    InvalidAdapterError,
+    InvalidSettingsError,
+    NonFiniteTrainingError,
+)
 from hyprstream.lora.bank import SummedView
 from hyprstream.lora.gradients import WeightGradients
 from hyprstream.lora.leaf import Regrowth
@@ -15,6 +21,7 @@ from hyprstream.models.forward import LoraView
 from hyprstream.train.config import TrainConfig
 from hyprstream.train.optim import AdapterOptimizer
 from hyprstream.train.step import PendingStep
+from hyprstream.train.stepwise import Pieces
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,8 +97,8 @@ class TrainingState:
             return SummedView([self.lora, self._watch])
         return self.lora
 
-    def apply(self) -> StepReport:
-        """Take the step; it is forgotten if that fails.
+    def apply(self) -> Pieces[StepReport]:
+        """Take the step, in pieces; it is forgotten if that fails.
 
         Raises:
             InvalidRequestError: Nothing was accumulated.
@@ -102,7 +109,9 @@ class TrainingState:
             with self.pending.taken() as sums:
                 norm = self.pending.check_gradients(self.config.max_grad_norm)
                 self._check_watched()
-                self._optimizer.step(rate)
+                yield
+                # From here on nothing is refused any more.
+                yield from self._optimizer.pieces(rate)
                 self._regrow()
         finally:
             self._watch = None
@@ -121,6 +130,40 @@ class TrainingState:
         """Forget the step that is being made."""
         self.pending.discard()
         self._watch = None
+
+    def saved(self) -> dict[str, Tensor]:
+        """Return copies of all that the coming steps depend on besides the settings."""
+        assert not self.pending.is_begun, "a step that is being made has no place in what is saved"
+        found = {f"parameter/{n}": p.detach() for n, p in self.lora.parameters().items()}
+        found |= {f"optimizer/{n}": value for n, value in self._optimizer.state().items()}
+        found["random"] = self.lora.random.get_state()
+        found["num_steps"] = torch.tensor(self._num_steps)
+        return {name: value.to("cpu", copy=True) for name, value in found.items()}
+
+    @torch.no_grad()
+    def load(self, saved: Mapping[str, Tensor]) -> None:
+        """Go on where another state of the same layers, masks and settings was saved.
+
+        Raises:
+            InvalidAdapterError: What is saved is of other parameters.
+        """
+        parameters = self.lora.parameters()
+        parts: dict[str, dict[str, Tensor]] = {"parameter": {}, "optimizer": {}}
+        for name, value in saved.items():
+            part, _, rest = name.partition("/")
+            if rest:
+                parts[part][rest] = value
+        kept = {name: value.shape for name, value in parts["parameter"].items()}
+        if kept != {name: parameter.shape for name, parameter in parameters.items()}:
+            raise InvalidAdapterError(
+                "what was saved of the training belongs to another adapter",
+                hint="Begin the training again.",
+            )
+        for name, parameter in parameters.items():
+            parameter.copy_(parts["parameter"][name])
+        self._optimizer.load(parts["optimizer"])
+        self.lora.random.set_state(saved["random"])
+        self._num_steps = int(saved["num_steps"])
 
     def _check_watched(self) -> None:
         watched = [] if self._watch is None else self._watch.sums.values()

@@ -23,6 +23,11 @@ class PendingStep:
         self._parameters = dict(parameters)
         self._sums = Sums()
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether anything has been summed up since the last step."""
+        return self._sums != Sums()
+
     def add(self, sums: Sums) -> None:
         """Note what a backward pass has summed up."""
         self._sums = Sums(

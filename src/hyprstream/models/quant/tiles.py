@@ -77,6 +77,17 @@ class TiledWeight:
             self._packed.to(device), self._scales.to(device), shape=self.shape, kind=self.kind
         )
 
+    def span(self, start: int, stop: int) -> "TiledWeight":
+        """Return the rows from `start`, a multiple of 64, to `stop`; scales are copied."""
+        first, last = start // self._tile, -(-stop // self._tile)
+        scales = self._scales[:, first * self._tile : last * self._tile]
+        return TiledWeight(
+            self._packed[first:last],
+            scales.contiguous(),  # as the kernel wants them
+            shape=(stop - start, self.shape[1]),
+            kind=self.kind,
+        )
+
     def matmul(self, x: Float[Tensor, "*T I"]) -> Float[Tensor, "*T O"]:
         """Return x W^T in the dtype of `x`, differentiable in `x`."""
         return products.multiply(self, x)

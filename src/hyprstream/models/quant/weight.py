@@ -60,6 +60,10 @@ class Weight(Protocol):
         """Return the matrix."""
         ...
 
+    def span(self, start: int, stop: int) -> "Weight":
+        """Return the rows from `start`, a multiple of 64, to `stop`, without a copy."""
+        ...
+
     def to(self, device: torch.device) -> Self:
         """Return the weight on `device`."""
         ...
@@ -107,6 +111,10 @@ class DenseWeight:
     def dequantize(self, dtype: torch.dtype) -> Float[Tensor, "O I"]:
         """Return the matrix; the stored tensor itself if it has this dtype."""
         return self.tensor.to(dtype)
+
+    def span(self, start: int, stop: int) -> "DenseWeight":
+        """Return the rows from `start` to `stop`, without a copy."""
+        return DenseWeight(self.tensor[start:stop])
 
     def to(self, device: torch.device) -> "DenseWeight":
         """Return the weight on `device`."""
@@ -168,6 +176,10 @@ class BlockWeight:
 
     def direct(self, x: Float[Tensor, "T I"]) -> None:
         """Blocks have no product of their own."""
+
+    def span(self, start: int, stop: int) -> "BlockWeight":
+        """Return the rows from `start` to `stop`, without a copy."""
+        return BlockWeight(self.blocks[start:stop], self.kind)
 
     def to(self, device: torch.device) -> "BlockWeight":
         """Return the weight on `device`."""

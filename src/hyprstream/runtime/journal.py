@@ -1,0 +1,339 @@
+"""What happened, on the disk: samples, what became of them, decisions, and how requests ended.
+
+SQLite in write-ahead mode with `synchronous=FULL`, as in the store: what was acknowledged
+survives a kill and a loss of power. One process at a time has a journal. No torch.
+"""
+
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from hyprstream.errors import CorruptStoreError, StorageFullError, UnavailableError
+from hyprstream.files import lock, storage
+from hyprstream.refs import AdapterName, VersionId
+from hyprstream.train.buffer import Fate, Kept
+from hyprstream.train.sample import Sample
+
+Action = Literal[
+    "publishing", "published", "rejected", "stale", "abandoned", "failed", "disabled",
+    "rolled_back",
+]  # fmt: skip
+"""What was decided; `publishing` becomes one of the next, if not by this process then by its
+successor."""
+
+_FORMAT = 1
+_MAX_ROWS = {"requests": 100_000, "decisions": 10_000, "samples": 50_000}
+_PRUNE_EVERY = 512  # rows added between looks at whether there are too many
+
+_SCHEMA = """
+CREATE TABLE samples (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    adapter TEXT NOT NULL, source TEXT NOT NULL, at REAL NOT NULL,
+    tokens TEXT NOT NULL, counts TEXT NOT NULL, weight REAL NOT NULL,
+    held_out INTEGER NOT NULL,
+    fate TEXT
+);
+CREATE INDEX samples_fate ON samples (fate, id);
+CREATE TABLE decisions (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    adapter TEXT NOT NULL, at REAL NOT NULL, action TEXT NOT NULL,
+    parent TEXT, version TEXT,
+    reasons TEXT NOT NULL, numbers TEXT NOT NULL, samples TEXT NOT NULL
+);
+CREATE TABLE requests (
+    id TEXT PRIMARY KEY,
+    adapter TEXT, version TEXT, at REAL NOT NULL, outcome TEXT NOT NULL,
+    prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL,
+    feedback TEXT
+)
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """One decision of the loop.
+
+    Attributes:
+        adapter: About which adapter.
+        action: What was decided.
+        parent: The version that it began with.
+        version: The version that it made, if it was committed.
+        reasons: Why.
+        numbers: What was looked at.
+        samples: Numbers of the samples that it is about.
+        at: When, in seconds since 1970; set by the journal.
+        id: Set by the journal.
+    """
+
+    adapter: AdapterName
+    action: Action
+    parent: VersionId | None = None
+    version: VersionId | None = None
+    reasons: tuple[str, ...] = ()
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    samples: tuple[int, ...] = ()
+    at: float = 0.0
+    id: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestRow:
+    """How a request ended.
+
+    Attributes:
+        id: Its id.
+        adapter: The adapter that it named; None for the base model.
+        version: The version that answered.
+        outcome: Its finish reason, or the code of its error.
+        prompt_tokens: Tokens of the prompt.
+        completion_tokens: Tokens of the answer.
+        feedback: What the user said of it; None if nothing.
+    """
+
+    id: str
+    adapter: AdapterName | None
+    version: VersionId | None
+    outcome: str
+    prompt_tokens: int
+    completion_tokens: int
+    feedback: str | None = None
+
+
+class Journal:
+    """The journal in one file. Safe to use from any thread; calls wait for the disk.
+
+    Invariant, checked by `test_journal_kills.py`: whatever was acknowledged is there after a
+    kill at any moment.
+    """
+
+    def __init__(self, file: Path, *, clock: Callable[[], float] = time.time) -> None:
+        """Open a journal, or make one.
+
+        Raises:
+            CacheBusyError: Another process has it.
+            UnavailableError: It cannot be used.
+            CorruptStoreError: It is damaged, or of another format.
+        """
+        self._file = file
+        self._clock = clock
+        self._turn = threading.Lock()
+        self._num_added = 0
+        self._held = ExitStack()
+        with storage(file.parent):
+            file.parent.mkdir(parents=True, exist_ok=True)
+        self._held.enter_context(lock(file.with_suffix(".lock"), f"the journal {file}", None))
+        try:
+            with self._translated():
+                self._db = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
+                self._prepare()
+        except BaseException:
+            self._held.close()
+            raise
+
+    def close(self) -> None:
+        """Let go of the file."""
+        with self._turn, self._translated():
+            self._db.close()
+        self._held.close()
+
+    # Samples: what `SampleLog` asks for -----------------------------------------------
+
+    def append(self, adapter: AdapterName, sample: Sample, source: str, *, held_out: bool) -> int:
+        """Keep a sample; it is on the disk when this returns its number.
+
+        Raises:
+            StorageFullError: The disk is full.
+        """
+        tokens = json.dumps(sample.token_ids)
+        counts = "".join("01"[mark] for mark in sample.counts)
+        with self._change() as db:
+            done = db.execute(
+                "INSERT INTO samples (adapter, source, at, tokens, counts, weight, held_out) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (adapter, source, self._clock(), tokens, counts, sample.weight, held_out),
+            )
+        assert done.lastrowid is not None
+        return done.lastrowid
+
+    def end(self, ids: Sequence[int], fate: Fate) -> None:
+        """Keep what became of samples."""
+        with self._change() as db:
+            _end(db, ids, fate)
+
+    def waiting(self) -> Iterator[Kept]:
+        """Return the samples that nothing became of yet, oldest first."""
+        yield from self._samples("fate IS NULL ORDER BY id")
+
+    def used(self) -> Iterator[Kept]:
+        """Return the samples that were learnt from, oldest first."""
+        yield from self._samples("fate = 'used' ORDER BY id")
+
+    # Decisions ------------------------------------------------------------------------
+
+    def decide(self, decision: Decision, fate: Fate | None = None) -> int:
+        """Keep a decision, and in the same moment what became of its samples.
+
+        Args:
+            decision: The decision.
+            fate: Of its samples; None lets them wait on.
+
+        Returns:
+            Its number.
+        """
+        with self._change() as db:
+            done = db.execute(
+                "INSERT INTO decisions "
+                "(adapter, at, action, parent, version, reasons, numbers, samples) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    *(decision.adapter, self._clock(), decision.action),
+                    *(decision.parent, decision.version),
+                    *(json.dumps(decision.reasons), json.dumps(dict(decision.numbers))),
+                    json.dumps(decision.samples),
+                ),
+            )
+            if fate is not None:
+                _end(db, decision.samples, fate)
+        assert done.lastrowid is not None
+        return done.lastrowid
+
+    def resolve(self, number: int, action: Action, fate: Fate | None = None) -> None:
+        """Say how a publication ended, and in the same moment what became of its samples."""
+        with self._change() as db:
+            db.execute("UPDATE decisions SET action = ? WHERE id = ?", (action, number))
+            if fate is not None:
+                query = "SELECT samples FROM decisions WHERE id = ?"
+                _end(db, json.loads(db.execute(query, (number,)).fetchone()[0]), fate)
+
+    def decisions(self, adapter: AdapterName | None = None) -> list[Decision]:
+        """List decisions, the first one first."""
+        query = (
+            "SELECT id, adapter, at, action, parent, version, reasons, numbers, samples "
+            "FROM decisions WHERE ? IS NULL OR adapter = ? ORDER BY id"
+        )
+        with self._turn, self._translated():
+            rows = self._db.execute(query, (adapter, adapter)).fetchall()
+        return [
+            Decision(
+                id=number,
+                adapter=AdapterName(name),
+                at=at,
+                action=action,
+                parent=parent,
+                version=version,
+                reasons=tuple(json.loads(reasons)),
+                numbers=json.loads(numbers),
+                samples=tuple(json.loads(samples)),
+            )
+            for number, name, at, action, parent, version, reasons, numbers, samples in rows
+        ]
+
+    # Requests -------------------------------------------------------------------------
+
+    def request(self, row: RequestRow) -> None:
+        """Keep how a request ended."""
+        with self._change() as db:
+            db.execute(
+                "INSERT OR REPLACE INTO requests VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    *(row.id, row.adapter, row.version, self._clock(), row.outcome),
+                    *(row.prompt_tokens, row.completion_tokens, row.feedback),
+                ),
+            )
+
+    def feedback(self, request_id: str, feedback: str) -> RequestRow | None:
+        """Keep what a user said of an answer; return the request, or None if it is unknown."""
+        with self._change() as db:
+            query = "UPDATE requests SET feedback = ? WHERE id = ?"
+            db.execute(query, (feedback, request_id))
+            row = db.execute(
+                "SELECT id, adapter, version, outcome, prompt_tokens, completion_tokens, feedback "
+                "FROM requests WHERE id = ?",
+                (request_id,),
+            ).fetchone()
+        names = ("id", "adapter", "version", "outcome", "prompt_tokens", "completion_tokens",
+                 "feedback")  # fmt: skip
+        return None if row is None else RequestRow(**dict(zip(names, row, strict=True)))
+
+    # Inside ---------------------------------------------------------------------------
+
+    def _samples(self, condition: str) -> Iterator[Kept]:
+        query = "SELECT id, adapter, source, tokens, counts, weight, held_out FROM samples WHERE "
+        with self._turn, self._translated():
+            rows = self._db.execute(query + condition).fetchall()
+        for number, adapter, source, tokens, counts, weight, held_out in rows:
+            marks = tuple(mark == "1" for mark in counts)
+            yield Kept(
+                id=number,
+                adapter=AdapterName(adapter),
+                source=source,
+                sample=Sample(tuple(json.loads(tokens)), marks, weight),
+                is_held_out=bool(held_out),
+            )
+
+    def _prepare(self) -> None:
+        db = self._db
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute("PRAGMA trusted_schema = OFF")
+        found = db.execute("PRAGMA user_version").fetchone()[0]
+        if found == 0:
+            db.execute("BEGIN IMMEDIATE")
+            for statement in _SCHEMA.split(";\n"):
+                db.execute(statement)
+            db.execute(f"PRAGMA user_version = {_FORMAT}")
+            db.execute("COMMIT")
+        elif found != _FORMAT:
+            raise CorruptStoreError(self._file, f"it is a journal of format {found}")
+
+    @contextmanager
+    def _change(self) -> Iterator[sqlite3.Connection]:
+        """Make everything in the block happen at its end, on the disk, or nothing of it."""
+        with self._turn, self._translated():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+                self._num_added += 1
+                if self._num_added % _PRUNE_EVERY == 0:
+                    self._prune()
+                self._db.execute("COMMIT")
+            finally:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+
+    def _prune(self) -> None:
+        """Forget the oldest rows beyond the bounds; samples that wait are never among them."""
+        for table, most in _MAX_ROWS.items():
+            settled = "fate IS NOT NULL" if table == "samples" else "action != 'publishing'"
+            condition = "1" if table == "requests" else settled
+            self._db.execute(
+                f"DELETE FROM {table} WHERE {condition} AND rowid NOT IN "  # noqa: S608
+                f"(SELECT rowid FROM {table} WHERE {condition} ORDER BY rowid DESC LIMIT ?)",
+                (most,),
+            )
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            full = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_FULL
+            kind = StorageFullError if full else UnavailableError
+            hint = "Free some space." if full else "Try again."
+            raise kind(f"{self._file} cannot be used: {error}", hint=hint) from error
+        except sqlite3.DatabaseError as error:
+            if type(error) is not sqlite3.DatabaseError:
+                raise  # our own mistake, as a use after `close`
+            raise CorruptStoreError(self._file, str(error)) from error
+
+
+def _end(db: sqlite3.Connection, ids: Sequence[int], fate: Fate) -> None:
+    """Keep a fate; what was withdrawn stays so."""
+    query = "UPDATE samples SET fate = ? WHERE id = ? AND (fate IS NULL OR fate != 'withdrawn')"
+    db.executemany(query, [(fate, number) for number in ids])

@@ -1,0 +1,231 @@
+"""Training in the foreground: a model, a store and a trainer, joined for one run.
+
+    with Training(adapters, "poet", model, settings.training_folder) as training:
+        run = training.begin(plan)
+        for progress in run.steps():
+            ...
+        done = finish_training(run)
+
+A run is saved now and then in a folder of its own; `Training.resume` goes on from there, to
+the same bits. The serving loop trains in slices between requests instead.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from hyprstream import files
+from hyprstream.errors import ConflictError, NotFoundError
+from hyprstream.lora.basis import BaseLayers
+from hyprstream.lora.weights import LoraWeights
+from hyprstream.refs import adapter_name
+from hyprstream.runtime.adapted import LoadedAdapter, load_adapter
+from hyprstream.runtime.adapters import Adapters
+from hyprstream.runtime.exchange import spec_of
+from hyprstream.runtime.model import Model
+from hyprstream.runtime.training_data import Material, read_material
+from hyprstream.runtime.training_records import TrainingPlan
+from hyprstream.train.evaluate import SampleScore
+from hyprstream.train.lessons import lessons_of, preferences_of
+from hyprstream.train.resume import load_run, remove_run, save_run, saved_settings
+from hyprstream.train.run import Lessons, Run, Saved, TrainingProgress
+from hyprstream.train.sample import Sample
+from hyprstream.train.trainer import Trainer
+
+_LOCK = "lock"
+
+
+class TrainingRun:
+    """One run, from its beginning, or from where it was saved.
+
+    Attributes:
+        adapters: Where the adapter is.
+        name: What it is called.
+        model: What it is trained on.
+        plan: What was asked for.
+        parent: The version that the run began with.
+        material: What is learnt, and what is judged by.
+        config: All settings of training.
+        length: All settings of the run.
+        run: The run itself.
+        warning: What to tell the user; empty if there is nothing.
+    """
+
+    def __init__(
+        self,
+        training: "Training",
+        plan: TrainingPlan,
+        parent: LoadedAdapter,
+        saved: Saved | None = None,
+        fingerprint: str | None = None,
+    ) -> None:
+        self.adapters, self.name = training.adapters, training.name
+        self.model, self.plan = training.model, plan
+        self.parent, self.start, self.warning = parent.version, parent.weights, parent.warning
+        self._folder = training.folder
+        self.material: Material = read_material(self.model, plan)
+        if fingerprint not in (None, self.material.fingerprint):
+            raise ConflictError(
+                f"the data of adapter {self.name} is no longer what the training began with",
+                hint="Bring it back, or discard what was saved and begin again.",
+            )
+        num_steps = plan.run.get("num_steps")
+        if num_steps is None:
+            num_steps = self.material.num_steps(plan.completed(2)[0], plan.epochs)
+        self.config, self.length = plan.completed(int(num_steps))
+        self.trainer = Trainer(self.model.decoder)
+        spec = spec_of(self.adapters.manifest(self.parent).spec)
+        weights = self.start if saved is None else saved.current
+        self.trainer.open(self.name, weights, spec=spec, config=self.config)
+        self.run = Run(self.trainer, self.name, self._lessons(), self.length, saved=saved)
+
+    def steps(self) -> Iterator[TrainingProgress]:
+        """Take the steps that are left, and save now and then.
+
+        Raises:
+            HyprstreamError: A step, or the disk, failed; what was saved before is still there.
+        """
+        for progress in self.run.steps():
+            if self.run.is_due or self.run.is_over:
+                self.save()
+            yield progress
+
+    def save(self) -> None:
+        """Save the run; only between two steps.
+
+        Raises:
+            StorageFullError: The disk is full; what was saved before is still there.
+        """
+        settings = {
+            "plan": self.plan.plain(),
+            "parent": self.parent,
+            "data": self.material.fingerprint,
+            "model": str(self.model.fingerprint),
+        }
+        save_run(self._folder, self.run.saved(), settings)
+
+    def discard(self) -> None:
+        """Forget what was saved; the run cannot be resumed then."""
+        remove_run(self._folder)
+
+    def scores(self, weights: LoraWeights | None) -> list[SampleScore]:
+        """Measure an adapter on the held-out answers."""
+        return self._scores(weights, self.material.dataset.held_out.samples)
+
+    def _scores(self, weights: LoraWeights | None, samples: Sequence[Sample]) -> list[SampleScore]:
+        return self.trainer.score(weights, samples, batch_tokens=self.config.batch_tokens)
+
+    def _lessons(self) -> Lessons:
+        trained, held_out = self.material.dataset.trained, self.material.dataset.held_out
+        if self.material.method == "answers":
+            control_ids = self.model.tokenizer.control_ids
+            order = self.material.order(self.plan, control_ids, self._base_losses)
+            answers = trained.samples, held_out.samples
+            return lessons_of(self.trainer, self.name, *answers, order=order)
+        prefer = partial(preferences_of, self.trainer, self.name, reference=self.start)
+        if self.material.method == "pairs":
+            return prefer(trained.pairs, held_out.pairs)
+        return prefer(trained.judged, held_out.judged)
+
+    def _base_losses(self, samples: Sequence[Sample]) -> list[float]:
+        return [score.loss for score in self._scores(None, samples)]
+
+
+class Training:
+    """The place where an adapter is trained, held against other processes in a `with` block.
+
+    Attributes:
+        adapters: Where the adapter is.
+        name: What it is called.
+        model: What it is trained on.
+        folder: Where the run is saved.
+
+    Args:
+        adapters: Where the adapter is.
+        name: What it is called.
+        model: The model that it was made for.
+        folder: Of all runs.
+        force: Warn instead of refusing a model that it was not made for.
+
+    Raises:
+        InvalidReferenceError: It is no name.
+    """
+
+    def __init__(
+        self, adapters: Adapters, name: str, model: Model, folder: Path, *, force: bool = False
+    ) -> None:
+        self.adapters = adapters
+        self.name = adapter_name(name)
+        self.model = model
+        self.folder = files.inside(folder, *self.name.split("/"))
+        self._force = force
+        self._held = ExitStack()
+
+    def __enter__(self) -> Self:
+        """Keep others out.
+
+        Raises:
+            CacheBusyError: Another process trains the adapter.
+        """
+        lock = files.lock(self.folder / _LOCK, f"the training of {self.name}", None)
+        self._held.enter_context(lock)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._held.close()
+
+    def begin(self, plan: TrainingPlan) -> TrainingRun:
+        """Begin a run from the version that the name points at.
+
+        Raises:
+            AdapterNotFoundError: There is no adapter of that name.
+            ConflictError: There is a run that is not over.
+            HyprstreamError: The data, or the adapter, cannot be used.
+        """
+        if saved_settings(self.folder) is not None:
+            raise ConflictError(
+                f"the training of {self.name} was interrupted and can go on",
+                hint="Resume it, or discard it first.",
+            )
+        parent = self._loaded(self.name)
+        rate = self.adapters.manifest(parent.version).spec.get("learning_rate")
+        if isinstance(rate, float) and "learning_rate" not in plan.train:
+            plan = replace(plan, train={**plan.train, "learning_rate": rate})
+        return TrainingRun(self, plan, parent)
+
+    def resume(self) -> TrainingRun:
+        """Go on with the run that was saved.
+
+        Raises:
+            NotFoundError: There is none.
+            ConflictError: The data or the model is another one now.
+            CorruptError: What was saved is damaged.
+        """
+        settings = saved_settings(self.folder)
+        if settings is None:
+            raise NotFoundError(f"no training of {self.name} was interrupted", hint="Start one.")
+        if settings["model"] != str(self.model.fingerprint):
+            raise ConflictError(
+                f"the training began on {settings['model']}, this is {self.model.fingerprint}",
+                hint="Use the same model.",
+            )
+        parent = self._loaded(f"{self.name}@{settings['parent']}")
+        saved = load_run(self.folder, BaseLayers(self.model.decoder.weights))
+        plan = TrainingPlan.of_plain(settings["plan"])
+        return TrainingRun(self, plan, parent, saved, settings["data"])
+
+    def discard(self) -> None:
+        """Forget the run that was saved, if there is one."""
+        remove_run(self.folder)
+
+    def _loaded(self, ref: str) -> LoadedAdapter:
+        return load_adapter(self.adapters, ref, self.model, force=self._force)

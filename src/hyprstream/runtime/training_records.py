@@ -1,0 +1,166 @@
+"""What a training run is asked to do, and what came of it. Plain data, also as JSON."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from hyprstream.errors import CorruptError, InvalidSettingsError
+from hyprstream.refs import VersionId
+from hyprstream.train.augment import AugmentConfig
+from hyprstream.train.config import TrainConfig
+from hyprstream.train.curriculum import CurriculumConfig
+from hyprstream.train.dataset import DataConfig
+from hyprstream.train.evaluate import Evaluation
+from hyprstream.train.run import RunConfig
+
+Method = Literal["answers", "pairs", "thumbs"]
+"""What is learnt of the data: answers as they stand, which of two is better, what was liked."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingPlan:
+    """What a run is asked to do.
+
+    Attributes:
+        data: Files of records.
+        method: What to learn of them; None takes what they have, which may be of one sort only.
+        data_config: How files become a data set.
+        augment: Changed copies of what is trained on.
+        curriculum: In which order samples come.
+        replay: Files of earlier records that are mixed in.
+        train: Fields of `TrainConfig`, as far as they differ from what is usual.
+        run: Fields of `RunConfig`, likewise; without `num_steps`, `epochs` decides.
+        epochs: Passes over the data.
+        max_tokens: Longest sample; None takes what a batch and the model hold.
+    """
+
+    data: tuple[Path, ...]
+    method: Method | None = None
+    data_config: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+    replay: tuple[Path, ...] = ()
+    train: Mapping[str, Any] = field(default_factory=dict)
+    run: Mapping[str, Any] = field(default_factory=dict)
+    epochs: float = 3.0
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        """Reject what contradicts itself, before a model is loaded.
+
+        Raises:
+            InvalidSettingsError: It does.
+        """
+        if not self.data:
+            raise InvalidSettingsError("there is no data to train on", hint="Name a file.")
+        if not 0 < self.epochs <= 1000:
+            raise InvalidSettingsError(
+                f"epochs is {self.epochs}", hint="Make it above 0, and at most 1000."
+            )
+        if self.max_tokens is not None and self.max_tokens < 2:
+            raise InvalidSettingsError(
+                f"max_tokens is {self.max_tokens}", hint="Make it 2 or more."
+            )
+        if bool(self.replay) != bool(self.curriculum.replay_share):
+            raise InvalidSettingsError(
+                "earlier data and the share that comes of it go together",
+                hint="Give both, or neither.",
+            )
+        self.completed(num_steps=max(1, int(self.run.get("num_steps", 2))))
+
+    def completed(self, num_steps: int) -> tuple[TrainConfig, RunConfig]:
+        """Return all settings of a run of so many steps.
+
+        Raises:
+            InvalidSettingsError: One is unknown or out of range.
+        """
+        usual = {
+            "schedule": "cosine",
+            "warmup_steps": min(10, num_steps // 10),
+            "final_share": 0.1,
+        }
+        for given, config in ((self.train, TrainConfig), (self.run, RunConfig)):
+            unknown = given.keys() - {f.name for f in fields(config)}
+            if unknown:
+                raise InvalidSettingsError(
+                    f"{min(unknown)!r} is no setting of training", hint="See the reference page."
+                )
+        train = TrainConfig(**{**usual, **self.train, "total_steps": num_steps})
+        return train, RunConfig(**{**self.run, "num_steps": num_steps})
+
+    def plain(self) -> dict[str, Any]:
+        """Return the plan as what JSON can say."""
+        return {
+            **asdict(self),
+            "data": [str(file.absolute()) for file in self.data],
+            "replay": [str(file.absolute()) for file in self.replay],
+            "train": dict(self.train),
+            "run": dict(self.run),
+        }
+
+    @classmethod
+    def of_plain(cls, stored: Mapping[str, Any]) -> "TrainingPlan":
+        """Return the plan that `plain` gave.
+
+        Raises:
+            CorruptError: It is none.
+        """
+        try:
+            given = dict(stored)
+            return cls(
+                data=tuple(map(Path, given.pop("data"))),
+                replay=tuple(map(Path, given.pop("replay"))),
+                data_config=DataConfig(**given.pop("data_config")),
+                augment=AugmentConfig(**given.pop("augment")),
+                curriculum=CurriculumConfig(**given.pop("curriculum")),
+                # JSON has no tuples, of which settings are.
+                train={
+                    name: tuple(value) if isinstance(value, list) else value
+                    for name, value in given.pop("train").items()
+                },
+                **given,
+            )
+        except (KeyError, TypeError) as error:
+            raise CorruptError(
+                f"the plan of the saved training cannot be read: {error}",
+                hint="Begin the training again.",
+            ) from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """What came of a run.
+
+    Attributes:
+        version: The version that was made; None if nothing became better than its parent.
+        parent: What the run began with.
+        step: After how many steps it was best.
+        is_promoted: The name points at it now.
+        why: Why it does or does not.
+        metrics: What was measured of it, as its manifest says.
+    """
+
+    version: VersionId | None
+    parent: VersionId
+    step: int
+    is_promoted: bool
+    why: str
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluated:
+    """How an adapter and its base model do on samples.
+
+    Attributes:
+        version: Of the adapter.
+        adapter: With it.
+        base: Without.
+        num_better: Samples of which the adapter's loss is lower.
+    """
+
+    version: VersionId
+    adapter: Evaluation
+    base: Evaluation
+    num_better: int

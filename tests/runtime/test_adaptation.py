@@ -1,0 +1,417 @@
+"""The adaptation loop on fakes, without torch: what it decides, and what it never does."""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from typing_extensions import override
+
+from hyprstream.errors import InvalidSettingsError, StorageFullError
+from hyprstream.refs import AdapterName
+from hyprstream.runtime.adaptation import PAUSE_S, AdaptationLoop
+from hyprstream.runtime.journal import Journal
+from hyprstream.runtime.learners import Budget, Learner, LearnerConfig, LoopParts
+from hyprstream.runtime.watch import FeedbackWatch, WatchConfig
+from hyprstream.train.buffer import BufferConfig, SampleBuffer
+from hyprstream.train.gate import Gate, GateConfig
+from tests.runtime.learning import (
+    EXPLOSIVE,
+    POISON,
+    FakeClock,
+    FakeTrainer,
+    FakeVersions,
+    Inline,
+    Skill,
+    Slow,
+    lesson,
+    trusted,
+)
+
+A, B = AdapterName("a"), AdapterName("b")
+CONFIG = LearnerConfig(min_waiting=12, max_samples=16, samples_per_step=4, min_held_out=8)
+TRUSTED = {"manual": [trusted(5000 + number) for number in range(8)]}
+
+
+class Stage:
+    """A loop among fakes, with a real journal, buffer and gate."""
+
+    def __init__(self, folder, *, is_slow: bool = False, names=(A, B), **options):
+        self.folder = folder
+        self.slow = Slow()
+        self.io = self.slow if is_slow else Inline()
+        self.clock = FakeClock()
+        self.versions = FakeVersions()
+        for name in names:
+            self.versions.create(name)
+        self.learners = [
+            Learner(
+                name=name,
+                trusted=TRUSTED,
+                uniform_loss=6.0,
+                config=options.get("config", CONFIG),
+                anchors=[lesson(9000)],
+            )
+            for name in names
+        ]
+        self._journals: list[Journal] = []
+        self.start()
+
+    @property
+    def journal(self) -> Journal:
+        return self._journals[-1]
+
+    def start(self):
+        """Open everything as a new process would."""
+        if self._journals:
+            self.journal.close()
+        self._journals.append(Journal(self.folder / "journal.db", clock=self.clock))
+        for decision in self.journal.decisions():
+            assert decision.action != "publishing" or isinstance(self.io, Slow)
+            if decision.action == "publishing":
+                if decision.version in self.versions.moves[decision.adapter]:
+                    self.journal.resolve(decision.id, "published", "used")
+                else:
+                    self.journal.resolve(decision.id, "abandoned")
+        config = BufferConfig(held_out_share=0.4, replay_share=0.25)
+        self.buffer = SampleBuffer(config, self.journal)
+        self.buffer.restore(self.journal.waiting(), self.journal.used())
+        self.trainer = FakeTrainer(self.clock)
+        parts = LoopParts(
+            trainer=self.trainer,
+            buffer=self.buffer,
+            gate=Gate(GateConfig(min_held_out=8, min_trusted=8)),
+            versions=self.versions,
+            journal=self.journal,
+            io=self.io,
+            norm_of=lambda skill: 1.0 + skill.learnt,
+            clock=self.clock,
+        )
+        self.loop = AdaptationLoop(parts, self.learners, FeedbackWatch(WatchConfig()))
+
+    def add(self, name, numbers, *tokens):
+        return [self.buffer.add(name, lesson(number, *tokens), f"r{number}") for number in numbers]
+
+    def run(self, most=10_000):
+        """Run until nothing is left to do; return the number of slices."""
+        for number in range(most):
+            if not self.loop.ready():
+                return number
+            self.loop.run_slice()
+        raise AssertionError("the loop does not come to an end")
+
+    def actions(self, name=None):
+        return [decision.action for decision in self.journal.decisions(name)]
+
+
+@pytest.fixture
+def stage(tmp_path):
+    stage = Stage(tmp_path)
+    yield stage
+    stage.journal.close()
+
+
+def test_good_samples_become_a_version(stage):
+    before = stage.versions.names[A]
+    stage.add(A, range(60))
+    assert stage.run() > 20
+    decisions = stage.journal.decisions(A)
+    assert {decision.action for decision in decisions} == {"published"}
+    first = decisions[0]
+    assert first.parent == before
+    assert stage.versions.names[A] == decisions[-1].version != before
+    assert stage.versions.weights[first.version].learnt > 0
+    assert first.version in stage.versions.installed
+    assert first.numbers["held_out"] < -0.01
+    assert first.numbers["steps"] == 8
+    used = {kept.id for kept in stage.journal.used()}
+    assert used == {number for decision in decisions for number in decision.samples}
+    assert stage.loop.failure is None
+    assert stage.loop.spent(A).steps == sum(d.numbers["steps"] for d in decisions)
+
+
+def test_poison_is_rejected_and_the_samples_are_gone(stage):
+    before = stage.versions.names[A]
+    stage.add(A, range(40), POISON)
+    stage.run()
+    decisions = stage.journal.decisions(A)
+    assert {decision.action for decision in decisions} == {"rejected"}
+    assert "worse on manual" in decisions[0].reasons[0]
+    assert stage.versions.names[A] == before
+    assert stage.trainer.names == []
+    assert stage.buffer.counts()[A]["taken"] == 0
+    assert {stage.journal._db.execute("SELECT fate FROM samples WHERE id = ?", (n,)).fetchone()[0]
+            for n in decisions[0].samples} == {"dropped"}  # fmt: skip
+    stage.add(A, range(100, 140))
+    stage.run()
+    assert "published" in stage.actions(A)
+
+
+def test_training_that_fails_drops_its_samples_and_goes_on_with_others(stage):
+    stage.add(A, range(40), EXPLOSIVE)
+    stage.run()
+    assert set(stage.actions(A)) == {"failed"}
+    assert "no finite number" in stage.journal.decisions(A)[0].reasons[0]
+    stage.add(A, range(100, 140))
+    stage.run()
+    assert "published" in stage.actions(A)
+
+
+def test_people_win_over_the_loop(stage):
+    other = stage.versions._commit(Skill(0.3), stage.versions.names[A])
+
+    def move():
+        stage.versions.before_promotion = lambda: None
+        stage.versions.move(A, other)
+
+    stage.versions.before_promotion = move
+    stage.add(A, range(28))
+    stage.run()
+    decisions = stage.journal.decisions(A)
+    assert [decision.action for decision in decisions] == ["abandoned", "stale", "published"]
+    assert decisions[2].parent == other  # the same samples, learnt from where people are
+    assert set(decisions[2].samples) == set(decisions[0].samples)
+    assert stage.versions.moves[A][1] == other
+
+
+def test_a_full_disk_makes_learning_wait_and_loses_nothing(stage):
+    stage.versions.refuses = StorageFullError("no room", hint="Free some space.")
+    stage.add(A, range(40))
+    waiting = stage.buffer.num_waiting(A)
+    stage.run()
+    assert stage.actions(A) == []
+    assert stage.buffer.num_waiting(A) == waiting
+    stage.versions.refuses = None
+    assert not stage.loop.ready()
+    stage.clock.now += PAUSE_S
+    stage.run()
+    assert "published" in stage.actions(A)
+
+
+def test_a_mistake_ends_learning_and_nothing_else(stage):
+    stage.trainer.open = None
+    stage.add(A, range(40))
+    stage.run()
+    assert isinstance(stage.loop.failure, TypeError)
+    assert not stage.loop.ready()
+    assert stage.buffer.add(A, lesson(500), "r") in ("waiting", "held_out")
+
+
+def test_what_is_withdrawn_is_not_learnt_any_more(tmp_path):
+    stage = Stage(tmp_path, is_slow=True)
+    stage.add(A, range(40))
+    assert stage.loop.ready()
+    stage.loop.run_slice()
+    stage.slow.go_on()
+    for _ in range(4):
+        stage.loop.run_slice()
+    gone = list(stage.buffer._shelf(A).taken.values())[:3]
+    for kept in gone:
+        stage.buffer.withdraw(kept.source)
+    seen = []
+    begin = stage.trainer.begin
+
+    def seen_begin(name, samples, **options):
+        seen.extend(samples)
+        return begin(name, samples, **options)
+
+    vars(stage.trainer)["begin"] = seen_begin
+    while stage.loop.ready() or stage.slow.coming:
+        stage.slow.go_on()
+        stage.loop.run_slice()
+    assert "published" in stage.actions(A)
+    assert seen
+    assert not {kept.sample for kept in gone} & set(seen)
+    assert not {kept.id for kept in gone} & {kept.id for kept in stage.journal.used()}
+    stage.journal.close()
+
+
+def test_adapters_take_turns(stage):
+    stage.add(A, range(200))
+    stage.add(B, range(200, 400))
+    stage.run()
+    order = [decision.adapter for decision in stage.journal.decisions()]
+    assert {A, B} == set(order)
+    for length in range(2, min(order.count(A), order.count(B)) * 2):
+        assert abs(order[:length].count(A) - order[:length].count(B)) <= 2
+
+
+@pytest.mark.parametrize("budget", [Budget(steps=10), Budget(seconds=0.08), Budget(tokens=600)])
+def test_a_day_has_a_budget(tmp_path, budget):
+    config = LearnerConfig(
+        min_waiting=12, max_samples=16, samples_per_step=4, min_held_out=8, budget=budget
+    )
+    stage = Stage(tmp_path, config=config)
+    stage.add(A, range(300))
+    stage.run()
+    waiting = stage.buffer.num_waiting(A)
+    assert waiting > 12
+    spent = stage.loop.spent(A)
+    assert spent.steps <= budget.steps
+    assert spent.tokens <= budget.tokens + 4 * 13
+    stage.clock.now += 86_400
+    assert stage.loop.ready()
+    stage.run()
+    assert stage.buffer.num_waiting(A) < waiting
+    stage.journal.close()
+
+
+def test_the_loop_waits_for_samples_to_judge_by(stage):
+    held_out = [n for n in range(400) if stage.buffer.holds_out(lesson(n))]
+    to_learn = [n for n in range(400) if n not in held_out]
+    stage.add(A, to_learn[:40])
+    assert not stage.loop.ready()
+    stage.add(A, held_out[:8])
+    assert stage.loop.ready()
+
+
+def publish_one(stage):
+    stage.add(A, range(28))
+    stage.run()
+    (decision,) = stage.journal.decisions(A)
+    assert decision.action == "published"
+    return decision
+
+
+def test_a_version_that_users_dislike_is_taken_back(stage):
+    parent = stage.versions.names[A]
+    for number in range(20):
+        stage.loop.observe(A, parent, is_bad=number % 5 == 0)
+    version = publish_one(stage).version
+    for _ in range(8):
+        assert not stage.loop.ready()
+        stage.loop.observe(A, version, is_bad=True)
+    stage.run()
+    assert stage.versions.names[A] == parent
+    last = stage.journal.decisions(A)[-1]
+    assert (last.action, last.parent, last.version) == ("rolled_back", version, parent)
+    assert (last.numbers["bad"], last.numbers["good"]) == (8, 0)
+
+
+def test_a_version_that_users_like_as_much_stays(stage):
+    parent = stage.versions.names[A]
+    for number in range(40):
+        stage.loop.observe(A, parent, is_bad=number % 4 == 0)
+    version = publish_one(stage).version
+    for number in range(40):
+        stage.loop.observe(A, version, is_bad=number % 4 == 0)
+    assert not stage.loop.ready()
+    assert stage.versions.names[A] == version
+
+
+def test_a_version_that_people_moved_away_from_is_not_taken_back(stage):
+    parent = stage.versions.names[A]
+    for _ in range(20):
+        stage.loop.observe(A, parent, is_bad=False)
+    version = publish_one(stage).version
+    other = stage.versions._commit(Skill(), None)
+    stage.versions.move(A, other)
+    for _ in range(10):
+        stage.loop.observe(A, version, is_bad=True)
+    stage.run()
+    assert stage.versions.names[A] == other
+    assert stage.actions(A)[-1] == "stale"
+
+
+def test_settings_that_make_no_sense_are_refused():
+    with pytest.raises(InvalidSettingsError):
+        LearnerConfig(epochs=0)
+    with pytest.raises(InvalidSettingsError):
+        LearnerConfig(min_waiting=0)
+    with pytest.raises(InvalidSettingsError):
+        WatchConfig(alpha=1.0)
+
+
+class LoopMachine(RuleBasedStateMachine):
+    """Samples, slices, slow disks, people and restarts, in any order."""
+
+    def __init__(self):
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp())
+        self.stage = Stage(self.folder, is_slow=True)
+        self.coming = 0
+        self.acknowledged = {A: 0, B: 0}
+
+    @override
+    def teardown(self):
+        self.stage.journal.close()
+        shutil.rmtree(self.folder)
+
+    @rule(name=st.sampled_from([A, B]), number=st.integers(1, 30),
+          token=st.sampled_from([None, None, POISON, EXPLOSIVE]))  # fmt: skip
+    def add(self, name, number, token):
+        tokens = () if token is None else (token,)
+        for result in self.stage.add(name, range(self.coming, self.coming + number), *tokens):
+            self.acknowledged[name] += result in ("waiting", "held_out")
+        self.coming += number
+
+    @rule(number=st.integers(1, 60))
+    def slices(self, number):
+        for _ in range(number):
+            if self.stage.loop.ready():
+                self.stage.loop.run_slice()
+
+    @rule()
+    def disk(self):
+        self.stage.slow.go_on()
+
+    @rule(name=st.sampled_from([A, B]), back=st.integers(0, 5))
+    def people_move(self, name, back):
+        versions = self.stage.versions
+        to = versions.moves[name][-1 - back % len(versions.moves[name])]
+        if to != versions.names[name]:
+            versions.move(name, to)
+
+    @rule(source=st.integers(0, 200))
+    def withdraw(self, source):
+        self.stage.buffer.withdraw(f"r{source}")
+
+    @rule(name=st.sampled_from([A, B]), is_bad=st.booleans())
+    def opinion(self, name, is_bad):
+        self.stage.loop.observe(name, self.stage.versions.names[name], is_bad=is_bad)
+
+    @rule()
+    def restart(self):
+        """A kill: what was on its way to the disk may have got there or not."""
+        self.stage.slow.coming.clear()
+        self.stage.start()
+
+    @rule()
+    def a_day_passes(self):
+        self.stage.clock.now += 86_400
+
+    @invariant()
+    def names_point_at_harmless_versions_that_can_serve(self):
+        versions = self.stage.versions
+        for version in versions.names.values():
+            assert versions.weights[version].harm < 0.05
+            assert version in versions.installed
+
+    @invariant()
+    def no_sample_is_lost(self):
+        rows = self.stage.journal._db.execute("SELECT adapter, COUNT(*) FROM samples GROUP BY 1")
+        assert dict(rows.fetchall()) == {k: v for k, v in self.acknowledged.items() if v}
+        for name, counts in self.stage.buffer.counts().items():
+            query = (
+                "SELECT COUNT(*) FROM samples WHERE adapter = ? AND NOT held_out AND fate IS NULL"
+            )
+            unsettled = self.stage.journal._db.execute(query, (name,)).fetchone()[0]
+            # While a decision is on its way back, the disk knows more than the buffer.
+            assert counts["waiting"] + counts["taken"] >= unsettled
+
+    @invariant()
+    def learning_goes_on(self):
+        assert self.stage.loop.failure is None
+
+    @invariant()
+    def published_versions_are_where_the_journal_says(self):
+        for decision in self.stage.journal.decisions():
+            if decision.action == "published":
+                assert decision.version in self.stage.versions.moves[decision.adapter]
+
+
+LoopMachine.TestCase.settings = settings(max_examples=20, stateful_step_count=40, deadline=None)
+TestLoop = LoopMachine.TestCase
