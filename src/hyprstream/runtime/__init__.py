@@ -39,12 +39,12 @@ if TYPE_CHECKING:
     from hyprstream.runtime.info import ModelInfo, describe, kept_info, remove_weights
     from hyprstream.runtime.model import Model
     from hyprstream.runtime.models import open_catalog
+    from hyprstream.runtime.recorded_training import training_settings
     from hyprstream.runtime.settings import Settings, load_settings
     from hyprstream.runtime.text import Completion, Generation, TextDelta
     from hyprstream.runtime.trained import evaluate_adapter, finish_training
     from hyprstream.runtime.training import Training, TrainingRun
     from hyprstream.runtime.training_records import Evaluated, Trained, TrainingPlan
-    from hyprstream.runtime.training_settings import training_settings
     from hyprstream.store.records import Collected, Note
     from hyprstream.train.augment import AugmentConfig
     from hyprstream.train.curriculum import CurriculumConfig
@@ -121,7 +121,7 @@ _HOMES = {
     "remove_weights": "hyprstream.runtime.info",
     "search_models": "hyprstream.catalog.many",
     "set_threads": "hyprstream.runtime.device",
-    "training_settings": "hyprstream.runtime.training_settings",
+    "training_settings": "hyprstream.runtime.recorded_training",
 }
 
 __all__ = [

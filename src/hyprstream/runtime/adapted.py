@@ -14,8 +14,8 @@ from hyprstream.runtime.adapter_records import Committed
 from hyprstream.runtime.adapters import EXACT, Adapters
 from hyprstream.runtime.model import Model
 from hyprstream.runtime.models import open_catalog
+from hyprstream.runtime.recorded_training import check_training
 from hyprstream.runtime.settings import Settings
-from hyprstream.runtime.training_settings import check_training
 from hyprstream.store.manifest import Draft, SpecValue, check_base
 from hyprstream.store.records import Note
 from hyprstream.vdb import codecs

@@ -17,8 +17,8 @@ from hyprstream.lora.seeds import stream_start
 from hyprstream.lora.summary import compare, summarise
 from hyprstream.refs import AdapterRef, VersionId, adapter_name
 from hyprstream.runtime.adapter_records import AdapterDiff, AdapterInfo, Committed
+from hyprstream.runtime.recorded_training import recorded
 from hyprstream.runtime.settings import Settings
-from hyprstream.runtime.training_settings import recorded
 from hyprstream.store import layout
 from hyprstream.store.manifest import Draft, Manifest, SpecValue
 from hyprstream.store.records import Adapter, Collected, Move, Note

@@ -9,8 +9,8 @@ from hyprstream.lora.spec import LoraSpec
 from hyprstream.runtime.adapted import Recipe, create_adapter
 from hyprstream.runtime.adapters import Adapters
 from hyprstream.runtime.model import Model
+from hyprstream.runtime.recorded_training import training_settings
 from hyprstream.runtime.settings import Settings
-from hyprstream.runtime.training_settings import training_settings
 from hyprstream.store.manifest import SpecValue
 from hyprstream.store.store import AdapterStore
 from hyprstream.train.config import TrainConfig
