@@ -191,6 +191,18 @@ def test_a_full_disk_makes_learning_wait_and_loses_nothing(stage):
     assert "published" in stage.actions(A)
 
 
+def test_an_adapter_that_was_deleted_leaves_the_others_alone(stage):
+    del stage.versions.names[A]
+    stage.add(A, range(40))
+    stage.add(B, range(100, 140))
+    waiting = stage.buffer.num_waiting(A)
+    stage.run()
+    assert stage.loop.failure is None
+    assert stage.actions(A) == []
+    assert "published" in stage.actions(B)
+    assert stage.buffer.num_waiting(A) == waiting
+
+
 def test_a_mistake_ends_learning_and_nothing_else(stage):
     stage.trainer.open = None
     stage.add(A, range(40))

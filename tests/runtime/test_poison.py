@@ -152,16 +152,17 @@ def world(test_data) -> World:
     return World(test_data)
 
 
-@pytest.mark.parametrize("task", TASKS[:2])
-def test_a_good_set_is_published(world, task):
-    published, reasons = learn(world, task, world.samples(task, "good", 100))
+def test_a_good_set_is_published(world):
+    published, reasons = learn(world, "encyclopedia", world.samples("encyclopedia", "good", 100))
     assert published, reasons
 
 
 @pytest.mark.parametrize("kind", POISONS)
 def test_a_poisoned_set_is_not_published(world, kind):
-    published, _ = learn(world, TASKS[len(kind) % 2], world.samples("plays", kind, 200))
+    task = TASKS[len(kind) % 3]
+    published, reasons = learn(world, task, world.samples(task, kind, 200))
     assert not published
+    assert "too little" not in reasons[0]
 
 
 @pytest.mark.slow

@@ -169,7 +169,11 @@ class AdaptationLoop(Generic[Weights]):
 
     def _learn(self, learner: Learner) -> Generator[None, None, None]:
         parts, name = self._parts, learner.name
-        parent, start = yield from self._wait(lambda: parts.versions.current(name))
+        try:
+            parent, start = yield from self._wait(lambda: parts.versions.current(name))
+        except HyprstreamError as error:  # deleted or damaged: others go on
+            self._pause(name, error)
+            return
         kept = parts.buffer.take(name, learner.config.max_samples)
         lesson = _Lesson(learner=learner, parent=parent, start=start, kept=kept)
         try:
@@ -191,14 +195,17 @@ class AdaptationLoop(Generic[Weights]):
             parts.buffer.give_back(name)
         except UnavailableError as error:
             # A disk may have room again, so the samples wait, and nobody tries before a while.
-            log.warning("learning of %s pauses: %s", name, error)
             parts.buffer.give_back(name)
-            self._paused_until[name] = parts.clock() + PAUSE_S
+            self._pause(name, error)
         except HyprstreamError as error:
             yield from self._drop(lesson, "failed", (f"{error.code}: {error}",))
         finally:
             if name in parts.trainer.names:
                 parts.trainer.close(name)
+
+    def _pause(self, name: AdapterName, error: HyprstreamError) -> None:
+        log.warning("learning of %s pauses: %s", name, error)
+        self._paused_until[name] = self._parts.clock() + PAUSE_S
 
     def _collect(self, lesson: _Lesson[Weights]) -> Pieces[None]:
         """Choose what is worth learning from, and measure it under the parent."""

@@ -57,7 +57,9 @@ class LearnerConfig:
         """
         for name in ("min_waiting", "max_samples", "samples_per_step", "eval_tokens"):
             if getattr(self, name) < 1:
-                raise InvalidSettingsError(f"{name} is {getattr(self, name)}", hint="Make it 1.")
+                raise InvalidSettingsError(
+                    f"{name} is {getattr(self, name)}", hint="Make it 1 or more."
+                )
         if not self.epochs > 0:
             raise InvalidSettingsError(f"epochs is {self.epochs}", hint="Make it 1 or 2.")
 

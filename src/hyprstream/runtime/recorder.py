@@ -44,7 +44,9 @@ class RecorderConfig:
         """
         for name in ("max_remembered", "max_remembered_tokens", "max_correction_chars"):
             if getattr(self, name) < 1:
-                raise InvalidSettingsError(f"{name} is {getattr(self, name)}", hint="Make it 1.")
+                raise InvalidSettingsError(
+                    f"{name} is {getattr(self, name)}", hint="Make it 1 or more."
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
