@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hyprstream.train.rounded import GRAIN, RoundedLayer, RoundedLora
+from hyprstream.train.rounded import RoundedLayer, RoundedLora, grain_of
 from hyprstream.vdb.learned.source import PairSource, singular
 from tests.lora.adapters import CPU
 
@@ -28,9 +28,10 @@ def shifted(layer: RoundedLayer, moves: torch.Tensor) -> RoundedLayer:
 def test_what_a_layer_adds_is_what_its_pair_holds(rank, coarseness, size, move):
     source = part(rank, size=size)
     step = coarseness * float(source.sizes.mean()) / 4
-    layer = shifted(RoundedLayer(source, step, CPU), move * torch.linspace(-1, 1, rank))
+    grain = grain_of({"x": source}, step)
+    layer = shifted(RoundedLayer(source, step, grain, CPU), move * torch.linspace(-1, 1, rank))
     pair = layer.pair(rank)
-    assert not (pair.codes % GRAIN).any()
+    assert not (pair.codes % grain).any()
     tensors = pair.tensors("x/low_rank")
     a, b = (torch.from_numpy(tensors[f"x/low_rank/{side}"].to_dense()) for side in "ab")
     x = torch.randn(3, 12, generator=torch.Generator().manual_seed(1))
@@ -38,7 +39,7 @@ def test_what_a_layer_adds_is_what_its_pair_holds(rank, coarseness, size, move):
 
 
 def test_gradients_are_those_of_the_product_of_rounded_factors_and_scales():
-    layer = shifted(RoundedLayer(part(3), 0.7, CPU), torch.tensor([0.0, 0.3, -0.3]))
+    layer = shifted(RoundedLayer(part(3), 0.7, 8, CPU), torch.tensor([0.0, 0.3, -0.3]))
     x = torch.randn(5, 12, generator=torch.Generator().manual_seed(1))
     weights = torch.randn(5, 20, generator=torch.Generator().manual_seed(2))
     (layer.product(x) * weights).sum().backward()
@@ -54,12 +55,20 @@ def test_gradients_are_those_of_the_product_of_rounded_factors_and_scales():
 
 
 def test_the_rate_is_that_of_normal_numbers():
-    layer = RoundedLayer(part(4), 0.1, CPU)
+    layer = RoundedLayer(part(4), 0.1, 8, CPU)
     expected = 0.0
     for side in (layer.p, layer.q):
         variances = side.detach().double().square().mean(1)
         expected += float((side.shape[1] / 2 * torch.log2(1 + 2 * np.pi * np.e * variances)).sum())
     assert layer.bits().item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(("step", "grain"), [(1e-9, 1), (1e9, 64)])
+def test_scales_are_as_fine_as_values_are(step, grain):
+    source = {"x": part(3)}
+    assert grain_of(source, step) == grain
+    assert grain_of(source, 0.2) < grain_of(source, 2.0)
+    assert RoundedLora(source, 2.0, CPU).step_code % grain_of(source, 2.0) == 0
 
 
 def test_a_layer_that_is_not_there_adds_nothing():

@@ -21,10 +21,10 @@ from hyprstream.train.backward import Objective, backward, learning
 from hyprstream.train.collate import collate, packs
 from hyprstream.train.config import FinishConfig
 from hyprstream.train.optim import AdapterOptimizer
-from hyprstream.train.rounded import GRAIN, RoundedLora
+from hyprstream.train.rounded import RoundedLora
 from hyprstream.train.sample import Sample
 from hyprstream.train.step import PendingStep
-from hyprstream.vdb.learned import Quantised, scale_codes
+from hyprstream.vdb.learned import Quantised
 from hyprstream.vdb.learned.source import PairSource, read_source
 
 _UNIT_VALUES = 200  # coarseness counts in root mean square sizes by the root of this
@@ -78,8 +78,7 @@ class Finish:
             for name, part in read_source(pack(weights)).items()
             if isinstance(part, PairSource)
         }
-        self._step = _step(source, config.coarseness)
-        self._view = RoundedLora(source, self._step, model.device)
+        self._view = RoundedLora(source, _step(source, config.coarseness), model.device)
         parameters = self._view.parameters()
         self._optimizer = AdapterOptimizer(parameters, self._training)
         self._pending = PendingStep(parameters)
@@ -129,7 +128,7 @@ class Finish:
             f"{path}/low_rank": layer.pair(self._ranks[path])
             for path, layer in self._view.layers.items()
         }
-        return Quantised(parts=parts, step_code=int(scale_codes(np.array([self._step]), GRAIN)[0]))
+        return Quantised(parts=parts, step_code=self._view.step_code)
 
 
 def _low_rank(weights: LoraWeights) -> list[LowRank]:

@@ -21,14 +21,13 @@ from hyprstream.vdb.learned import PROXY_SLOPE, Pair, scale_codes, scales
 from hyprstream.vdb.learned.scales import PER_OCTAVE
 from hyprstream.vdb.learned.source import PairSource
 
-DEAD_ZONE = 0.55
-"""Below it is 0: training through rounding wants it narrower than coding alone."""
-
-GRAIN = 8
-"""Of the codes of scales: half a per cent, in fewer bytes."""
+DEAD_ZONE = 0.65
+"""Below it is 0. Scales that learn make up for what it takes away."""
 
 _LEAST_SIZE = 1e-6  # of the largest component; below it there is no direction to speak of
 _OCTAVES = 0.4  # by which a scale moves while a factor moves by a step
+_GRAIN_SHARE = 30.0  # the error of scales is to be this much smaller than that of values
+_COARSEST_GRAIN = 64
 
 
 class RoundedLayer:
@@ -40,13 +39,15 @@ class RoundedLayer:
     Args:
         part: The layer's components.
         step: At which they are rounded at first, in units of what the adapter adds.
+        grain: Codes of scales are multiples of it.
         device: Where to train.
     """
 
-    def __init__(self, part: PairSource, step: float, device: torch.device) -> None:
+    def __init__(self, part: PairSource, step: float, grain: int, device: torch.device) -> None:
         used = part.sizes > _LEAST_SIZE * part.sizes.max(initial=0.0)
         roots = np.sqrt(part.sizes[used])
-        codes = scale_codes(step / roots, GRAIN)
+        codes = scale_codes(step / roots, grain)
+        self._grain = grain
         self._codes = torch.from_numpy(codes).to(device)
         self.shift = torch.zeros(len(codes), device=device, requires_grad=True)
         self.p, self.q = (
@@ -62,7 +63,9 @@ class RoundedLayer:
 
     def product(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
         """Return what the rounded factors add."""
-        factors: Tensor = _Scale.apply(self.shift, self._codes)  # type: ignore[no-untyped-call]
+        factors: Tensor = _Scale.apply(  # type: ignore[no-untyped-call]  # torch
+            self.shift, self._codes, self._grain
+        )
         p, q = (_round(side) * factors[:, None] for side in (self.p, self.q))
         return low_rank_product(x, p, q)
 
@@ -78,15 +81,25 @@ class RoundedLayer:
         """Return the components that are not nothing."""
         p, q = (_round(side).to("cpu", torch.int32).numpy() for side in (self.p, self.q))
         kept = p.any(axis=1) & q.any(axis=1)
-        codes = _moved_codes(self.shift, self._codes)
+        codes = _moved_codes(self.shift, self._codes, self._grain)
         return Pair(rank=rank, codes=codes[kept], p=p[kept], q=q[kept])
 
 
 class RoundedLora:
-    """A view of an adapter whose factors are rounded."""
+    """A view of an adapter whose factors are rounded.
+
+    Args:
+        source: Its components, by path.
+        step: At which they are rounded at first, in units of what the adapter adds.
+        device: Where to train.
+    """
 
     def __init__(self, source: Mapping[str, PairSource], step: float, device: torch.device) -> None:
-        self.layers = {path: RoundedLayer(part, step, device) for path, part in source.items()}
+        grain = grain_of(source, step)
+        self.step_code = int(scale_codes(np.array([step]), grain)[0])
+        self.layers = {
+            path: RoundedLayer(part, step, grain, device) for path, part in source.items()
+        }
 
     def parameters(self) -> dict[str, Tensor]:
         """Name the leaves to optimise."""
@@ -131,9 +144,9 @@ class _Scale(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[explicit-override]  # typing.override is Python 3.12
-        ctx: Any, shift: Tensor, codes: Tensor
+        ctx: Any, shift: Tensor, codes: Tensor, grain: int
     ) -> Tensor:
-        factors = torch.from_numpy(scales(_moved_codes(shift, codes))).to(shift.device)
+        factors = torch.from_numpy(scales(_moved_codes(shift, codes, grain))).to(shift.device)
         ctx.save_for_backward(factors)
         return factors
 
@@ -141,13 +154,31 @@ class _Scale(torch.autograd.Function):
     @once_differentiable
     def backward(  # type: ignore[explicit-override]  # typing.override is Python 3.12
         ctx: Any, grad: Tensor
-    ) -> tuple[Tensor, None]:
+    ) -> tuple[Tensor, None, None]:
         (factors,) = ctx.saved_tensors
-        return grad * factors * (math.log(2) * _OCTAVES), None
+        return grad * factors * (math.log(2) * _OCTAVES), None, None
 
 
-def _moved_codes(shift: Tensor, codes: Tensor) -> NDArray[np.int64]:
-    moves = torch.round(shift.detach() * (_OCTAVES * PER_OCTAVE / GRAIN)) * GRAIN
+def grain_of(source: Mapping[str, PairSource], step: float) -> int:
+    """Return the power of two to whose multiples codes of scales are rounded.
+
+    The rate tells about how large the error of values is; that of scales is to be a small
+    share of it. Rounding to multiples of g moves the product of two scales by up to g / 1024
+    octaves.
+    """
+    bits, num_values = 0.0, 0
+    for part in source.values():
+        for side in (part.u, part.v):
+            squares = np.square(part.sizes / step) / side.shape[1]
+            bits += side.shape[1] / 2 * float(np.log2(1 + PROXY_SLOPE * squares).sum())
+            num_values += side.size
+    error = 2.0 ** -(bits / num_values) if num_values else 1.0
+    spread = math.log(2) / PER_OCTAVE / math.sqrt(3)
+    return 1 << int(math.log2(min(max(error / (_GRAIN_SHARE * spread), 1), _COARSEST_GRAIN)))
+
+
+def _moved_codes(shift: Tensor, codes: Tensor, grain: int) -> NDArray[np.int64]:
+    moves = torch.round(shift.detach() * (_OCTAVES * PER_OCTAVE / grain)) * grain
     moved: NDArray[np.int64] = (codes + moves.to(codes.dtype)).cpu().numpy()
     return moved
 
