@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from benchmarks.codec_finish import add_finishes, finish_name, finished
+from benchmarks.codec_finish import Finishing, add_finishes, finished
 from benchmarks.codec_kinds import Case, add_kinds, low_rank, sparse, tiny
 from benchmarks.codec_public import public_adapters, speed
 from benchmarks.codec_table import (
@@ -32,15 +32,12 @@ from benchmarks.trained import (
     trained_adapter,
     trained_longer,
 )
-from hyprstream.train.config import FinishConfig
 from hyprstream.vdb.codecs import neural
 from hyprstream.vdb.learned import frame
 from hyprstream.vdb.learned.rate import Target
 
 ERRORS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6)
 SHARES = (0.1, 0.05, 0.01)  # of values that pruning keeps
-SEEDS = (0, 1, 2)
-NUM_VERSIONS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,13 +58,60 @@ class Plan:
 
     kinds: Sequence[Case]
     central: Sequence[Case]
-    finishes: Sequence[FinishConfig]
+    finishes: Sequence[Finishing]
     longer_lr: float
     version_lr: float
     num_versions: int
     shown: Sequence[int]
     chain: Sequence[Target]
     seeds: Sequence[int]
+
+
+STORIES = Plan(
+    kinds=[
+        low_rank(0.9, 4e-3, (0.1, 0.15)),
+        low_rank(0.95, 4e-3, (0.1, 0.15)),
+        low_rank(0.99, 1e-2, (0.15, 0.2)),
+        sparse(0.9, 1e-2, (0.1, 0.15)),
+        sparse(0.95, 1e-2, (0.1, 0.15)),
+        sparse(0.99, 1e-2, (0.15, 0.2)),
+        sparse(0.996, 1e-2, (0.15, 0.2)),
+        tiny(24, 3e-2, (0.15, 0.3)),
+        tiny(16, 3e-2, (0.1, 0.15, 0.3)),
+        tiny(32, 3e-2, (0.15,), sparsity=0.9),
+        tiny(32, 3e-2, (0.15,), sparsity=0.95),
+        tiny(32, 3e-2, (0.15,), sparsity=0.99),
+    ],
+    central=[sparse(0.996, 1e-2, (0.15,)), tiny(16, 3e-2, (0.15,))],
+    finishes=[
+        Finishing(coarseness=1.4, rate_weight=0.02, plain_share=0.5, learning_rate=0.04),
+        Finishing(coarseness=2.2, rate_weight=0.05),
+        Finishing(coarseness=3.0, rate_weight=0.15),
+    ],
+    longer_lr=3e-3,
+    version_lr=5e-4,
+    num_versions=20,
+    shown=range(21),
+    chain=[Target(error=0.12)],
+    seeds=(0, 1, 2),
+)
+SMOLLM2 = Plan(
+    kinds=[
+        low_rank(0.99, 5e-3, (0.15, 0.2)),
+        tiny(64, 8e-3, (0.15, 0.3)),
+    ],
+    central=[],
+    finishes=[
+        Finishing(coarseness=0.38, rate_weight=0.003),
+        Finishing(coarseness=0.65, rate_weight=0.015),
+    ],
+    longer_lr=1.5e-3,
+    version_lr=2e-4,
+    num_versions=8,
+    shown=(1, 4, 8),
+    chain=[Target(error=0.12), Target(error=0.15, update_dead_zone=0.6)],
+    seeds=(0,),
+)
 
 
 def exact_rows(table: Table) -> None:
@@ -121,9 +165,9 @@ def _of_seed(task: Task, plan: Plan, seed: int) -> Iterator[tuple[str, float, fl
         data = neural.encode(table.dense, target=Target(error=error)).data
         yield judged(f"`neural`, error {error}", data, table.dense_loss)
     longer = task.tensors_loss(trained_longer(task, factors, lr=plan.longer_lr, seed=seed))
-    for config in plan.finishes:
-        data = finished(task, factors, config, seed)
-        yield judged(f"{finish_name(config)}; of as much training", data, longer)
+    for finishing in plan.finishes:
+        data = finished(task, factors, finishing, lr=plan.longer_lr, seed=seed)
+        yield judged(f"{finishing.name}; of as much training", data, longer)
     for case in plan.central:
         tensors, error = case.tensors(task, seed), case.errors[-1]
         data = neural.encode(tensors, target=Target(error=error)).data

@@ -208,15 +208,19 @@ def trained_longer(
 ) -> dict[str, SparseTensor]:
     """Train a dense adapter once more as long as before, or take it from the cache."""
     steps = task.budget.steps
+    return cached(
+        f"{task.name}-longer-{lr}-{steps}-{seed}",
+        lambda: to_tensors(continued(task, factors, steps=steps, lr=lr, seed=seed + LATER)),
+    )
 
-    def make() -> dict[str, SparseTensor]:
-        more = {p: (a.clone().requires_grad_(), b.clone().requires_grad_())
-                for p, (a, b) in factors.items()}  # fmt: skip
-        parameters = [tensor for pair in more.values() for tensor in pair]
-        train(task, parameters, FactorView(more), steps=steps, lr=lr, seed=seed + LATER)
-        return to_tensors(copied(more))
 
-    return cached(f"{task.name}-longer-{lr}-{steps}-{seed}", make)
+def continued(task: Task, factors: Factors, *, steps: int, lr: float, seed: int) -> Factors:
+    """Train a dense adapter on, with a schedule of its own."""
+    more = {path: (a.clone().requires_grad_(), b.clone().requires_grad_())
+            for path, (a, b) in factors.items()}  # fmt: skip
+    parameters = [tensor for pair in more.values() for tensor in pair]
+    train(task, parameters, FactorView(more), steps=steps, lr=lr, seed=seed)
+    return copied(more)
 
 
 def trained_kind(
