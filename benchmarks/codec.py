@@ -102,13 +102,13 @@ SMOLLM2 = Plan(
     ],
     central=[],
     finishes=[
-        Finishing(coarseness=0.38, rate_weight=0.003),
         Finishing(coarseness=0.65, rate_weight=0.015),
+        Finishing(coarseness=0.9, rate_weight=0.02),
     ],
     longer_lr=1.5e-3,
     version_lr=2e-4,
     num_versions=8,
-    shown=(1, 4, 8),
+    shown=(1, 8),
     chain=[Target(error=0.12), Target(error=0.15, update_dead_zone=0.6)],
     seeds=(0,),
 )

@@ -97,7 +97,7 @@ class Table:
         self.task = task
         self.dense = dense
         self._rounds = rounds
-        self.base_loss = task.view_loss(None)
+        self.base_loss = task.tensors_loss({})
         self.dense_loss = task.tensors_loss(dense)
         self._sizes = [peft_bytes(dense, dtype) for dtype in (np.float32, np.float16)]
 

@@ -46,7 +46,7 @@ def versions(
     task: Task, chain: Sequence[Tensors], target: Target, *, shown: Sequence[int], title: str
 ) -> None:
     """Code a chain whose first version is the key frame; judge some of them."""
-    base = task.view_loss(None)
+    base = task.tensors_loss({})
     size = peft_bytes(chain[0], np.float32)
     print(f"\n{task.name}: {title}, {STEPS_PER_VERSION} steps a version; key frame at error "
           f"{target.error}, dead zone {target.update_dead_zone}")  # fmt: skip

@@ -5,6 +5,7 @@ are for choosing settings. Training is deterministic on one machine; what it mad
 under benchmarks/.cache, by name.
 """
 
+import hashlib
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -113,9 +114,17 @@ class Task:
         return sum(parts) / len(parts)
 
     def tensors_loss(self, tensors: Mapping[str, SparseTensor], *, tuning: bool = False) -> float:
-        """The loss with an adapter of any kind, as a store holds it."""
-        view = TrainableLora(unpack(tensors, self.base), device=self.model.device)
-        return self.view_loss(view, tuning=tuning)
+        """The loss with an adapter of any kind, as a store holds it; kept in the cache."""
+        digest = hashlib.sha256(repr((self.name, len(self._held_out), tuning)).encode())
+        for name, tensor in tensors.items():
+            digest.update(repr((name, tensor.shape, tensor.indices is None)).encode())
+            digest.update(tensor.values.tobytes())
+            digest.update(b"" if tensor.indices is None else tensor.indices.tobytes())
+        file = CACHE / f"loss-{digest.hexdigest()[:24]}.txt"
+        if not file.exists():
+            view = TrainableLora(unpack(tensors, self.base), device=self.model.device)
+            file.write_text(repr(self.view_loss(view, tuning=tuning)))
+        return float(file.read_text())
 
     def batches(self, seed: int) -> Iterator[Tensor]:
         generator = torch.Generator().manual_seed(seed)
