@@ -1,6 +1,7 @@
 """Successive versions of one adapter, each as an update of what was decoded before."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -29,8 +30,7 @@ def trained_versions(
                 task.loss(next(batches), view).backward()
                 optimizer.step()
                 optimizer.zero_grad()
-            made = to_tensors(copied(current))
-            cached(name, lambda made=made: made)
+            cached(name, partial(to_tensors, copied(current)))
     return [cached(name, dict) for name in names]
 
 
