@@ -101,7 +101,7 @@ SMOLLM2 = Plan(
     errors=(0.1, 0.15, 0.3, 0.4, 0.6),
     kinds=[
         low_rank(0.99, 5e-3, (0.15, 0.2)),
-        tiny(64, 8e-3, (0.15, 0.3)),
+        tiny(64, 8e-3, (0.3, 0.38)),
     ],
     central=[],
     finishes=[
