@@ -37,9 +37,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", choices=[[], *BENCHMARKS], default=[])
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds of each peer")
+    parser.add_argument(
+        "--quick", action="store_true", help="leave out of `codec` what is trained on SmolLM2"
+    )
     arguments = parser.parse_args()
     for name in arguments.names or BENCHMARKS:
-        BENCHMARKS[name](arguments.rounds)
+        if name == "codec":
+            codec.main(arguments.rounds, quick=arguments.quick)
+        else:
+            BENCHMARKS[name](arguments.rounds)
 
 
 if __name__ == "__main__":

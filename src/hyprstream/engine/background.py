@@ -33,7 +33,7 @@ class TimeShare:
 
     Slices come in bursts: one after so many steps, of bounded length. Of the gaps between two
     tokens few are then longer at all, and those by no more than a burst; evenly spread, the
-    same time would make every gap longer (docs/decisions/0006-slices.md).
+    same time would make every gap longer (docs/decisions/0007-slices.md).
 
     Invariants, checked by `test_background.py`: after any history of steps and slices, the
     time of the slices is at most `share` of the whole plus one slice; between two steps it is

@@ -132,7 +132,7 @@ class FinishConfig:
     num_steps: int = 150
     """Optimizer steps."""
     learning_rate: float = 0.025
-    """In steps of the rounding; it falls to a quarter along a cosine."""
+    """In steps of the rounding; it falls to a twentieth along a cosine."""
     batch_tokens: int = 2048
     """Tokens that are computed at a time."""
 
@@ -158,7 +158,7 @@ class FinishConfig:
             warmup_steps=min(5, self.num_steps - 1),
             schedule="cosine",
             total_steps=self.num_steps,
-            final_share=0.25,
+            final_share=0.05,
             betas=(0.9, 0.99),
             max_grad_norm=None,
             batch_tokens=self.batch_tokens,

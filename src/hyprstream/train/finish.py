@@ -1,40 +1,33 @@
 """The last steps of an adapter before it is stored: training through rounding.
 
 The factors of low-rank adapters are held in units of the steps that the learned code rounds
-to, and are rounded in the forward pass; gradients pass the rounding as if it were not there.
-Beside the loss stands the rate, so that integers become small where the loss allows. What
-comes out are integers and scales, which a stream holds as they are (docs/design/codec.md).
+to, and are rounded in the forward pass (`train/rounded.py`). Beside the loss stands the rate,
+so that integers become small where the loss allows. What comes out are integers and scales,
+which a stream holds as they are (docs/design/codec.md).
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
-from numpy.typing import NDArray
-from torch import Tensor
 
 from hyprstream.errors import InvalidAdapterError, InvalidRequestError, UnsupportedError
 from hyprstream.lora.kinds.low_rank import LowRank
-from hyprstream.lora.ops import low_rank_product
 from hyprstream.lora.weights import LoraWeights, pack
 from hyprstream.models.decoder import Decoder
 from hyprstream.train.backward import Objective, backward, learning
 from hyprstream.train.collate import collate, packs
 from hyprstream.train.config import FinishConfig
 from hyprstream.train.optim import AdapterOptimizer
+from hyprstream.train.rounded import RoundedLora
 from hyprstream.train.sample import Sample
 from hyprstream.train.step import PendingStep
-from hyprstream.vdb.learned import PROXY_SLOPE, Pair, Quantised, scale_codes, scales
+from hyprstream.vdb.learned import Quantised
 from hyprstream.vdb.learned.source import PairSource, read_source
 
-_DEAD_ZONE = 0.55  # below it is 0: training through rounding wants it narrower than coding alone
-_GRAIN = 8  # of the codes of scales: a quarter of a per cent, in fewer bytes
 _UNIT_VALUES = 200  # coarseness counts in root mean square sizes by the root of this
-_LEAST_SIZE = 1e-6  # of the largest component; below it there is no direction to speak of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,8 +78,7 @@ class Finish:
             for name, part in read_source(pack(weights)).items()
             if isinstance(part, PairSource)
         }
-        self._step = _step(source, config.coarseness)
-        self._view = _RoundedLora(source, self._step, model.device)
+        self._view = RoundedLora(source, _step(source, config.coarseness), model.device)
         parameters = self._view.parameters()
         self._optimizer = AdapterOptimizer(parameters, self._training)
         self._pending = PendingStep(parameters)
@@ -136,93 +128,7 @@ class Finish:
             f"{path}/low_rank": layer.pair(self._ranks[path])
             for path, layer in self._view.layers.items()
         }
-        return Quantised(parts=parts, step_code=int(scale_codes(np.array([self._step]), _GRAIN)[0]))
-
-
-class _Layer:
-    """One layer in units of its scales: p (K, I) and q (K, O), with gradients."""
-
-    def __init__(self, part: PairSource, step: float, device: torch.device) -> None:
-        used = part.sizes > _LEAST_SIZE * part.sizes.max(initial=0.0)
-        roots = np.sqrt(part.sizes[used])
-        self._codes: NDArray[np.int64] = scale_codes(step / roots, _GRAIN)
-        factors = scales(self._codes)
-        self._scales = torch.from_numpy(factors[:, None]).to(device)
-        self.p, self.q = (
-            torch.tensor(
-                side[used] * (roots / factors)[:, None], dtype=torch.float32, device=device
-            ).requires_grad_()
-            for side in (part.u, part.v)
-        )
-
-    def product(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
-        """Return what the rounded factors add."""
-        return low_rank_product(x, _round(self.p) * self._scales, _round(self.q) * self._scales)
-
-    def bits(self) -> Float[Tensor, ""]:
-        """Return the rate of both sides, as their squares tell it."""
-        total = self.p.new_zeros(())
-        for side in (self.p, self.q):
-            squares = side.square().mean(dim=1)
-            total = total + side.shape[1] / 2 * torch.log2(1 + PROXY_SLOPE * squares).sum()
-        return total
-
-    def pair(self, rank: int) -> Pair:
-        """Return the components that are not nothing."""
-        p, q = (_round(side).to("cpu", torch.int32).numpy() for side in (self.p, self.q))
-        kept = p.any(axis=1) & q.any(axis=1)
-        return Pair(rank=rank, codes=self._codes[kept], p=p[kept], q=q[kept])
-
-
-class _RoundedLora:
-    """A view of an adapter whose factors are rounded."""
-
-    def __init__(self, source: Mapping[str, PairSource], step: float, device: torch.device) -> None:
-        self.layers = {path: _Layer(part, step, device) for path, part in source.items()}
-
-    def parameters(self) -> dict[str, Tensor]:
-        """Name the leaves to optimise."""
-        return {
-            f"{path}/{name}": side
-            for path, layer in self.layers.items()
-            for name, side in (("p", layer.p), ("q", layer.q))
-        }
-
-    def bits(self) -> Float[Tensor, ""]:
-        """Return the rate of all layers."""
-        return torch.stack([layer.bits() for layer in self.layers.values()]).sum()
-
-    def delta(self, path: str, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"] | None:
-        """Return what to add to the output of the linear layer at `path` for input `x`."""
-        layer = self.layers.get(path)
-        return None if layer is None else layer.product(x)
-
-    def select(self, rows: Int[Tensor, " N"]) -> "_RoundedLora":  # noqa: ARG002
-        """Return the view of chosen rows: all rows use the one adapter."""
-        return self
-
-
-class _Rounding(torch.autograd.Function):
-    """Rounds with a dead zone; the gradient goes straight through (arXiv:1308.3432)."""
-
-    @staticmethod
-    def forward(  # type: ignore[explicit-override]  # typing.override is Python 3.12
-        ctx: Any,  # noqa: ARG004
-        x: Tensor,
-    ) -> Tensor:
-        return torch.copysign(torch.floor(x.abs() + (1 - _DEAD_ZONE)), x)
-
-    @staticmethod
-    def backward(  # type: ignore[explicit-override]  # typing.override is Python 3.12
-        ctx: Any,  # noqa: ARG004
-        grad: Tensor,
-    ) -> Tensor:
-        return grad
-
-
-def _round(x: Tensor) -> Tensor:
-    rounded: Tensor = _Rounding.apply(x)  # type: ignore[no-untyped-call]  # torch
-    return rounded
+        return Quantised(parts=parts, step_code=self._view.step_code)
 
 
 def _low_rank(weights: LoraWeights) -> list[LowRank]:

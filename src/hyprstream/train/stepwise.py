@@ -6,7 +6,7 @@ from typing import Generic, TypeVar
 from hyprstream.train.backward import learning
 
 PIECE_PRODUCTS = 1 << 27
-"""Multiplications with weights in one piece, about (docs/decisions/0006-slices.md)."""
+"""Multiplications with weights in one piece, about (docs/decisions/0007-slices.md)."""
 
 Result = TypeVar("Result")
 

@@ -51,15 +51,18 @@ class Coded:
     bits: bytes
 
 
-def encode(groups: Sequence[Integers], counts: Sequence[Counts]) -> Coded:
+def encode(
+    groups: Sequence[Integers], counts: Sequence[Counts], predicted: Classes | None = None
+) -> Coded:
     """Code groups and counts.
 
     Args:
         groups: Vectors of magnitudes up to `MAX_MAGNITUDE`.
         counts: Vectors of integers from 0 to 2^40.
+        predicted: Class of each group that its own will be told from, (G,).
     """
     writer = _Writer()
-    classes = choose_classes(groups)
+    classes = choose_classes(groups, predicted)
     for group, number in zip(groups, classes.tolist(), strict=True):
         if 0 < number < SPARSE:
             writer.dense(group.astype(np.int64), number)

@@ -23,6 +23,7 @@ from hyprstream.vdb.tensors import SparseTensor
 DEAD_ZONE = 0.6
 """Below this, in steps, a value becomes 0; below this plus 1 it becomes 1, and so on."""
 
+_FEW = 64  # active elements of a component, on both sides, that are worth a scale of its own
 _GRAIN_SHARE = 30.0  # the error of scales is to be this much smaller than that of values
 
 
@@ -112,6 +113,8 @@ def _rounded(part: PairSource | SingleSource, step: float) -> _Rounded:
 
 
 def _rounded_masked(part: PairSource, step: float) -> _Rounded:
+    if part.num_active < _FEW * len(part.sizes):
+        return _rounded_alike(part, step)
     p = dead_zone_round(part.u * (part.sizes / step)[:, None])
     q = dead_zone_round(part.v * (part.sizes / step)[:, None])
     # A component that rounds to nothing stays: its elements are active none the less.
@@ -119,6 +122,18 @@ def _rounded_masked(part: PairSource, step: float) -> _Rounded:
     p[empty], q[empty] = 0, 0
     sizes = np.where(empty, 1, part.sizes)
     return _fit(part, p, q, step * step / sizes)
+
+
+def _rounded_alike(part: PairSource, step: float) -> _Rounded:
+    """Round at one scale for all components: where they have few elements, scales cost more."""
+    scale = step / sqrt(float(part.sizes.mean()) or 1.0)
+    roots = np.sqrt(part.sizes)[:, None] / scale
+    p, q = dead_zone_round(part.u * roots), dead_zone_round(part.v * roots)
+    gram, overlap = _products(part, p, q)
+    energy, common = float(gram.sum()), float(overlap.sum())
+    square = common / energy if energy and common > 0 else scale * scale
+    error = part.energy() - 2 * square * common + square * square * energy
+    return _Rounded(p, q, np.full(len(part.sizes), square), error)
 
 
 def _settled(

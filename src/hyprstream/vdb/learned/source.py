@@ -44,6 +44,12 @@ class PairSource:
         """Whether its own components have to be kept."""
         return self.p_mask is not None or self.q_mask is not None
 
+    @property
+    def num_active(self) -> int:
+        """How many numbers of both sides are active."""
+        sides = (self.p_mask, self.u), (self.q_mask, self.v)
+        return sum(side.size if mask is None else len(mask.indices) for mask, side in sides)
+
     def energy(self) -> float:
         """Return the sum of squares of what it adds to the layer's matrix."""
         return float(self.sizes @ ((self.u @ self.u.T) * (self.v @ self.v.T)) @ self.sizes)

@@ -25,8 +25,8 @@ def write_key(quantised: Quantised) -> bytes:
     step = quantised.step_code
     codes = [codes_of(part) for part in quantised.parts.values()]
     blocks, described = _masks(layouts)
-    coded = groups.encode(_vectors(layouts, list(quantised.parts.values())), [])
-    classes = coded.classes - predicted_classes(layouts, codes, step)
+    predicted = predicted_classes(layouts, codes, step)
+    coded = groups.encode(_vectors(layouts, list(quantised.parts.values())), [], predicted)
     grain, numbers = write_codes(codes, step)
     return frame.write(
         frame.Frame(
@@ -34,7 +34,7 @@ def write_key(quantised: Quantised) -> bytes:
             parent=b"",
             table={"step": step, "grain": grain, "parts": described},
             codes=numbers,
-            blocks=[*blocks, replace(coded, classes=classes)],
+            blocks=[*blocks, replace(coded, classes=coded.classes - predicted)],
         )
     )
 
