@@ -270,7 +270,7 @@ def broken(tmp_path_factory):
 def test_logits_that_are_no_numbers_are_an_error_of_the_sequence(broken, options):
     samples = "prompt_logprobs" not in options
     sampled = started(
-        runner_of(broken), request("r", [5, 7], **options), row([5, 7], samples=samples)
+        runner_of(broken), request("r", [7, 5], **options), row([7, 5], samples=samples)
     )
     only = sampled[SequenceId(RequestId("r"))]
     assert isinstance(only.error, NonFiniteLogitsError)

@@ -103,14 +103,15 @@ def test_a_stream_that_was_cut_is_an_error(streams, name, cut):
 @pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=100, deadline=None)
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
-def test_a_flipped_bit_is_an_error_or_another_adapter(streams, name, place, bit):
+def test_a_flipped_bit_is_never_another_adapter_where_there_is_a_checksum(streams, name, place, bit):
     data = bytearray(streams[name])
     data[int(place * len(data))] ^= 1 << bit
     try:
-        load(name).decode(bytes(data))
+        decoded = load(name).decode(bytes(data))
     except (CorruptGridError, UnsupportedError):
         return
-    assert name == "raw", "the others have checksums"
+    if name != "raw":  # the others have checksums of their content; a few bits do not touch it
+        assert_same(decoded, load(name).decode(streams[name]))
 
 
 @pytest.mark.parametrize("name", NAMES)

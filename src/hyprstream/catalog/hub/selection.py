@@ -111,8 +111,8 @@ def _folder(names: Sequence[str]) -> list[str]:
     if _SINGLE in names:
         weights = [_SINGLE]
     elif _INDEX in names:
-        shards = [name for name in names if _SHARD.fullmatch(name)]
-        weights = [_INDEX, *(shards or _top(names, ".safetensors"))]
+        shards = [name for name in names if _SHARD.fullmatch(name)] or _top(names, ".safetensors")
+        weights = [_INDEX, *shards] if shards else []
     else:
         weights = [n for n in _top(names, ".safetensors") if not n.startswith("adapter_")]
     beside = [name for name in names if _BESIDE.fullmatch(name)]
