@@ -257,6 +257,18 @@ def test_passes_over_the_data_decide_how_many_steps_there_are(tiny, adapters, tm
     assert run.config.schedule == "cosine"
 
 
+def test_a_run_takes_what_was_recorded_with_the_adapter_and_is_not_asked_otherwise(
+    tiny, adapters, tmp_path
+):
+    recorded = {"learning_rate": 0.002, "weight_decay": 0.01, "optimizer": "muon"}
+    create_adapter(adapters, "sculptor", tiny, Recipe(spec=SPEC, training=recorded))
+    plan = plan_of(tmp_path, train={"batch_tokens": 128, "weight_decay": 0.1})
+    with Training(adapters, "sculptor", tiny, tmp_path / "training") as training:
+        config = training.begin(plan).config
+    assert (config.learning_rate, config.optimizer) == (0.002, "muon")
+    assert config.weight_decay == 0.1
+
+
 def test_a_plan_is_the_same_after_json():
     plan = TrainingPlan(
         data=(Path("/a/b.jsonl"),),

@@ -27,6 +27,7 @@ from hyprstream.runtime.adapted import LoadedAdapter, load_adapter
 from hyprstream.runtime.adapters import Adapters
 from hyprstream.runtime.exchange import spec_of
 from hyprstream.runtime.model import Model
+from hyprstream.runtime.recorded_training import check_training, recorded
 from hyprstream.runtime.training_data import Material, read_material
 from hyprstream.runtime.training_records import TrainingPlan
 from hyprstream.train.evaluate import SampleScore
@@ -197,9 +198,9 @@ class Training:
                 hint="Resume it, or discard it first.",
             )
         parent = self._loaded(self.name)
-        rate = self.adapters.manifest(parent.version).spec.get("learning_rate")
-        if isinstance(rate, float) and "learning_rate" not in plan.train:
-            plan = replace(plan, train={**plan.train, "learning_rate": rate})
+        settings = recorded(self.adapters.manifest(parent.version).spec)
+        check_training(settings)
+        plan = replace(plan, train={**settings, **plan.train})
         return TrainingRun(self, plan, parent)
 
     def resume(self) -> TrainingRun:
