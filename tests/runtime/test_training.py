@@ -260,7 +260,11 @@ def test_passes_over_the_data_decide_how_many_steps_there_are(tiny, adapters, tm
 def test_a_run_takes_what_was_recorded_with_the_adapter_and_is_not_asked_otherwise(
     tiny, adapters, tmp_path
 ):
-    recorded = {"learning_rate": 0.002, "weight_decay": 0.01, "optimizer": "muon"}
+    recorded: dict[str, str | float] = {
+        "learning_rate": 0.002,
+        "weight_decay": 0.01,
+        "optimizer": "muon",
+    }
     create_adapter(adapters, "sculptor", tiny, Recipe(spec=SPEC, training=recorded))
     plan = plan_of(tmp_path, train={"batch_tokens": 128, "weight_decay": 0.1})
     with Training(adapters, "sculptor", tiny, tmp_path / "training") as training:
