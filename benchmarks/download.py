@@ -7,16 +7,18 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 NUM_BYTES = 1 << 30
+_LOOK_S = 0.01
 WORKER = (sys.executable, "-m", "benchmarks.download_worker")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """What one download took; `rss_bytes` is the most memory that its process had."""
+    """What one download took; `rss_bytes` is the most memory that its program had."""
 
     wall_s: float
     cpu_s: float
@@ -26,16 +28,29 @@ class Run:
 def measure(command: tuple[str, ...]) -> Run:
     """Run a program that prints the seconds its work took."""
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        rss_bytes = 0
+        while True:
+            rss_bytes = max(rss_bytes, most_memory(process.pid))
+            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+            if pid:
+                break
+            time.sleep(_LOOK_S)
+        process.returncode = os.waitstatus_to_exitcode(status)
         assert process.stdout is not None
         output = process.stdout.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0, command
-    return Run(
-        wall_s=float(output),
-        cpu_s=usage.ru_utime + usage.ru_stime,
-        rss_bytes=usage.ru_maxrss * 1024,
-    )
+    return Run(wall_s=float(output), cpu_s=usage.ru_utime + usage.ru_stime, rss_bytes=rss_bytes)
+
+
+def most_memory(pid: int) -> int:
+    """Tell the most memory that a program has had so far.
+
+    What `wait4` tells is no use: a new process begins with the most that its parent had.
+    """
+    for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0
 
 
 def make_file(file: Path) -> str:

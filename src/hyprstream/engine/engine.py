@@ -13,16 +13,15 @@ import logging
 import queue
 import threading
 import time
-import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeVar
 
 from hyprstream.engine.background import BackgroundWork, TimeShare
 from hyprstream.engine.config import EngineConfig
 from hyprstream.engine.core import EngineCore, Prepared
+from hyprstream.engine.delivery import Batch, Deliveries, again
 from hyprstream.engine.plan import SequenceEvent, SequenceId
 from hyprstream.engine.preparing import Preparations
 from hyprstream.engine.request import Request
@@ -30,8 +29,6 @@ from hyprstream.engine.stream import TokenStream
 from hyprstream.errors import (
     EngineStoppedError,
     HyprstreamError,
-    InvalidRequestError,
-    QueueFullError,
 )
 from hyprstream.lora.weights import LoraWeights
 from hyprstream.refs import RequestId, VersionId
@@ -42,27 +39,6 @@ _NUM_IO_THREADS = 2
 _IDLE_POLL_S = 0.02  # how soon an idle engine notices that background work became ready
 
 Result = TypeVar("Result")
-
-
-@dataclass(slots=True)
-class _Place:
-    """What the event loop knows of a request until the engine thread is through with it.
-
-    The stream is held weakly, so that one that nobody reads any more aborts its request.
-    """
-
-    stream: weakref.ref[TokenStream]
-    is_waiting: bool = True
-    """It has shown no event yet."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    """What one step, or one command, has to tell the event loop."""
-
-    events: Sequence[SequenceEvent] = ()
-    over: Sequence[RequestId] = ()
-    """Requests with which the engine thread is through."""
 
 
 class Engine:
@@ -97,7 +73,6 @@ class Engine:
             clock: Measures steps and background slices, in seconds.
         """
         self._core = core
-        self._max_waiting = config.max_waiting
         self._clock = clock
         self._share = TimeShare(
             config.background_share,
@@ -107,9 +82,8 @@ class Engine:
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         # Touched on the event loop only.
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._places: dict[RequestId, _Place] = {}
+        self._deliveries = Deliveries(config.max_waiting)
         self._calls: set[asyncio.Future[None]] = set()
-        self._num_waiting = 0
         self._stopped: EngineStoppedError | None = EngineStoppedError(
             "the engine has not been started", hint="Start it before it is used."
         )
@@ -175,7 +149,7 @@ class Engine:
     @property
     def num_requests(self) -> int:
         """Requests that hold something: waiting, running or being aborted."""
-        return len(self._places)
+        return len(self._deliveries)
 
     def submit(self, request: Request) -> TokenStream:
         """Put a request in the queue.
@@ -189,15 +163,7 @@ class Engine:
             InvalidRequestError: A request of this id is not over.
         """
         self._check_runs()
-        if self._num_waiting >= self._max_waiting:
-            raise QueueFullError(max_waiting=self._max_waiting)
-        if request.id in self._places:
-            raise InvalidRequestError(
-                f"a request of id {request.id} is not over", hint="Give each request its own id."
-            )
-        stream = TokenStream(request.id, self.abort)
-        self._places[request.id] = _Place(weakref.ref(stream))
-        self._num_waiting += 1
+        stream = self._deliveries.open(request.id, self.abort)
         self._inbox.put(functools.partial(self._preparations.add, request))
         return stream
 
@@ -245,7 +211,7 @@ class Engine:
 
     def _check_runs(self) -> None:
         if self._stopped is not None:
-            raise _again(self._stopped)
+            raise again(self._stopped)
 
     async def _call(self, work: Callable[[], Result]) -> Result:
         """Do `work` on the engine thread, between steps, and return what it returned."""
@@ -275,26 +241,6 @@ class Engine:
         else:
             done.set_exception(error)
 
-    def _deliver(self, batch: _Batch) -> None:
-        """Hand the events of one step to their streams."""
-        for event in batch.events:
-            place = self._places[event.sequence_id.request_id]
-            self._count_waiting(place)
-            stream = place.stream()
-            if stream is not None:
-                stream.put(event)
-        for request_id in batch.over:
-            place = self._places.pop(request_id)
-            self._count_waiting(place)
-            stream = place.stream()
-            if stream is not None:
-                stream.end()
-
-    def _count_waiting(self, place: _Place) -> None:
-        if place.is_waiting:
-            place.is_waiting = False
-            self._num_waiting -= 1
-
     def _end(self, failure: Exception | None) -> None:
         """Take note that the engine thread has ended; nothing may wait for it any more."""
         if failure is not None:
@@ -304,16 +250,11 @@ class Engine:
             )
             self._stopped.__cause__ = failure
         assert self._stopped is not None, "the thread ends by failure or by stop"
-        for place in self._places.values():
-            stream = place.stream()
-            if stream is not None:
-                stream.end(_again(self._stopped))
+        self._deliveries.end(self._stopped)
         for done in self._calls:
             if not done.done():
-                done.set_exception(_again(self._stopped))
-        self._places.clear()
+                done.set_exception(again(self._stopped))
         self._calls.clear()
-        self._num_waiting = 0
         self._has_ended.set()
 
     # On the engine thread ------------------------------------------------------------
@@ -365,7 +306,7 @@ class Engine:
             if event.is_last and event.sequence_id.request_id not in self._core
         ]
         if events:
-            self._tell(_Batch(events, tuple(dict.fromkeys(over))))
+            self._tell(Batch(events, tuple(dict.fromkeys(over))))
 
     def _run_background(self) -> None:
         background = self._background
@@ -388,22 +329,22 @@ class Engine:
 
     def _refuse(self, request: Request, error: HyprstreamError) -> None:
         event = SequenceEvent(sequence_id=SequenceId(request.id), error=error, is_last=True)
-        self._tell(_Batch([event], [request.id]))
+        self._tell(Batch([event], [request.id]))
 
     def _abort(self, request_id: RequestId) -> None:
         if request_id in self._preparations:
             self._preparations.drop(request_id)
-            self._tell(_Batch(over=[request_id]))
+            self._tell(Batch(over=[request_id]))
         elif request_id in self._core:
             self._core.abort(request_id)
-            self._tell(_Batch(over=[request_id]))
+            self._tell(Batch(over=[request_id]))
 
     def _wind_down(self, *, drain: bool) -> None:
         self._drains = drain
         self._runs = drain
 
-    def _tell(self, batch: _Batch) -> None:
-        self._post(functools.partial(self._deliver, batch))
+    def _tell(self, batch: Batch) -> None:
+        self._post(functools.partial(self._deliveries.deliver, batch))
 
     def _post(self, callback: Callable[[], None]) -> None:
         assert self._loop is not None, "the thread is started with a loop"
@@ -411,10 +352,3 @@ class Engine:
             self._loop.call_soon_threadsafe(callback)
         except RuntimeError:  # the loop was closed without stopping the engine
             self._runs = False
-
-
-def _again(stopped: EngineStoppedError) -> EngineStoppedError:
-    """Make a fresh copy to raise: a raised exception collects tracebacks."""
-    copy = EngineStoppedError(str(stopped), hint=stopped.hint)
-    copy.__cause__ = stopped.__cause__
-    return copy

@@ -385,18 +385,4 @@ class Scheduler:
         if is_over:
             self._end(state)
 
-        events = []
-        scores = state.unreported(result.prompt_logprobs)
-        if scores or result.embedding is not None:
-            events.append(
-                SequenceEvent(
-                    sequence_id=state.id,
-                    prompt_logprobs=scores,
-                    embedding=result.embedding,
-                    is_last=is_over and not tokens,
-                )
-            )
-        for token in tokens:
-            is_last = token.finish is not None
-            events.append(SequenceEvent(sequence_id=state.id, token=token, is_last=is_last))
-        return events
+        return state.events(tokens, result, is_over=is_over)

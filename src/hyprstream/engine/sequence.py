@@ -3,12 +3,13 @@
 Plain Python, on the engine thread.
 """
 
+from collections.abc import Sequence
 from typing import Self
 
 from hyprstream.engine.blocks import block_key, root_key
 from hyprstream.engine.drafts import Drafter
-from hyprstream.engine.plan import SequenceId
-from hyprstream.engine.request import Request, TokenLogprobs
+from hyprstream.engine.plan import Sampled, SequenceEvent, SequenceId
+from hyprstream.engine.request import Request, TokenEvent, TokenLogprobs
 
 
 class SequenceState:
@@ -129,7 +130,34 @@ class SequenceState:
         self.blocks = ()
         self.is_running = False
 
-    def unreported(self, scores: tuple[TokenLogprobs, ...]) -> tuple[TokenLogprobs, ...]:
+    def events(
+        self, tokens: Sequence[TokenEvent], result: Sampled, *, is_over: bool
+    ) -> list[SequenceEvent]:
+        """Return what there is to tell after a step.
+
+        Args:
+            tokens: Those that were chosen.
+            result: What else came of the step.
+            is_over: Nothing more will come.
+        """
+        events = []
+        scores = self._unreported(result.prompt_logprobs)
+        if scores or result.embedding is not None:
+            is_last = is_over and not tokens
+            events.append(
+                SequenceEvent(
+                    sequence_id=self.id,
+                    prompt_logprobs=scores,
+                    embedding=result.embedding,
+                    is_last=is_last,
+                )
+            )
+        for token in tokens:
+            is_last = token.finish is not None
+            events.append(SequenceEvent(sequence_id=self.id, token=token, is_last=is_last))
+        return events
+
+    def _unreported(self, scores: tuple[TokenLogprobs, ...]) -> tuple[TokenLogprobs, ...]:
         """Return those of the next prompt logprobs that were not there before a preemption."""
         if not scores or self.id.answer > 0:
             return ()
