@@ -265,11 +265,11 @@ def test_a_run_takes_what_was_recorded_with_the_adapter_and_is_not_asked_otherwi
         "weight_decay": 0.01,
         "optimizer": "muon",
     }
-    create_adapter(adapters, "sculptor", tiny, Recipe(spec=SPEC, training=recorded))
+    create_adapter(adapters, "sculptor", tiny, Recipe(spec=SPEC, seed=7, training=recorded))
     plan = plan_of(tmp_path, train={"batch_tokens": 128, "weight_decay": 0.1})
     with Training(adapters, "sculptor", tiny, tmp_path / "training") as training:
         config = training.begin(plan).config
-    assert (config.learning_rate, config.optimizer) == (0.002, "muon")
+    assert (config.learning_rate, config.optimizer, config.seed) == (0.002, "muon", 7)
     assert config.weight_decay == 0.1
 
 

@@ -139,7 +139,9 @@ class TrainOptions:
     regrow_fraction: Annotated[
         float | None, _option(_TRAINING, "Share of a mask that the first move gives up; 0.3.")
     ] = None
-    seed: Annotated[int | None, _option(_TRAINING, "Decides all that is random; 0.")] = None
+    seed: Annotated[
+        int | None, _option(_TRAINING, "Decides all that is random; that of the adapter.")
+    ] = None
 
     def given(self) -> dict[str, Any]:
         """Return what was asked for, under the names of `TrainConfig`."""

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from hyprstream.runtime.info import ModelInfo, describe, kept_info, remove_weights
     from hyprstream.runtime.model import Model
     from hyprstream.runtime.models import open_catalog
-    from hyprstream.runtime.recorded_training import training_settings
     from hyprstream.runtime.settings import Settings, load_settings
     from hyprstream.runtime.text import Completion, Generation, TextDelta
     from hyprstream.runtime.trained import evaluate_adapter, finish_training
@@ -121,7 +120,6 @@ _HOMES = {
     "remove_weights": "hyprstream.runtime.info",
     "search_models": "hyprstream.catalog.many",
     "set_threads": "hyprstream.runtime.device",
-    "training_settings": "hyprstream.runtime.recorded_training",
 }
 
 __all__ = [
@@ -192,7 +190,6 @@ __all__ = [
     "remove_weights",
     "search_models",
     "set_threads",
-    "training_settings",
 ]
 
 

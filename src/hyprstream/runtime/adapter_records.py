@@ -35,7 +35,7 @@ class AdapterInfo:
         tags: Tags of the adapter that stand for this version.
         modules: What it does to each layer.
         ratio: Its elements in float32 by the length of its payload.
-        training: What was recorded of how it is to be trained; see `training_settings`.
+        training: What was recorded of how it is to be trained; see `recorded_training`.
     """
 
     ref: AdapterRef

@@ -4,7 +4,7 @@ A manifest may come from a stranger: what it says is checked before it is used.
 """
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
@@ -17,23 +17,22 @@ _SEED = "seed"  # of the adapter as a whole: what is random in its training foll
 _FIELDS = frozenset(field.name for field in fields(TrainConfig))
 
 
-def training_settings(manifest: Manifest, **changes: Any) -> TrainConfig:
-    """Return how a version is to be trained: what was recorded with it, and defaults for the rest.
-
-    Args:
-        manifest: Of the version.
-        changes: Fields of `TrainConfig` that shall be otherwise this time.
+def recorded_training(manifest: Manifest) -> dict[str, SpecValue]:
+    """Return what was recorded of how a version is to be trained: fields of `TrainConfig`.
 
     Raises:
-        InvalidAdapterError: What was recorded is of another type than it should be.
+        InvalidAdapterError: A field is of another type than it should be.
         InvalidSettingsError: A value is out of range, or needs another one.
     """
-    seed = {_SEED: manifest.spec[_SEED]} if _SEED in manifest.spec else {}
-    return replace(check_training({**recorded(manifest.spec), **seed}), **changes)
+    settings = recorded(manifest.spec)
+    if _SEED in manifest.spec:
+        settings[_SEED] = manifest.spec[_SEED]
+    check_training(settings)
+    return settings
 
 
 def recorded(spec: Mapping[str, SpecValue]) -> dict[str, SpecValue]:
-    """Choose what a version's spec says of training, as it is."""
+    """Choose what a version's spec says of training, as it is, but for the seed."""
     return {name: value for name, value in spec.items() if name in _FIELDS - {_SEED}}
 
 

@@ -27,7 +27,7 @@ from hyprstream.runtime.adapted import LoadedAdapter, load_adapter
 from hyprstream.runtime.adapters import Adapters
 from hyprstream.runtime.exchange import spec_of
 from hyprstream.runtime.model import Model
-from hyprstream.runtime.recorded_training import check_training, recorded
+from hyprstream.runtime.recorded_training import recorded_training
 from hyprstream.runtime.training_data import Material, read_material
 from hyprstream.runtime.training_records import TrainingPlan
 from hyprstream.train.evaluate import SampleScore
@@ -198,8 +198,7 @@ class Training:
                 hint="Resume it, or discard it first.",
             )
         parent = self._loaded(self.name)
-        settings = recorded(self.adapters.manifest(parent.version).spec)
-        check_training(settings)
+        settings = recorded_training(self.adapters.manifest(parent.version))
         plan = replace(plan, train={**settings, **plan.train})
         return TrainingRun(self, plan, parent)
 
