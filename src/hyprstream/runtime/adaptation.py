@@ -14,16 +14,16 @@ import logging
 import random
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 from hyprstream.errors import HyprstreamError, StaleParentError, UnavailableError
 from hyprstream.refs import AdapterName, VersionId
 from hyprstream.runtime.journal import Action, Decision
-from hyprstream.runtime.learners import Learner, LoopParts, Spent, Stepwise, Weights
+from hyprstream.runtime.learners import Learner, LoopParts, Spent, Weights
+from hyprstream.runtime.lesson import Lesson, Pieces, Result, losses, pair, run
 from hyprstream.runtime.watch import FeedbackWatch, Worse
 from hyprstream.train.buffer import Fate, Kept
-from hyprstream.train.gate import Evidence, Material, Pairs, Verdict
+from hyprstream.train.gate import Evidence, Pairs, Verdict
 from hyprstream.train.sample import Sample
 from hyprstream.train.screen import counted, rotated, screen, unlikely, with_prompts
 
@@ -33,38 +33,6 @@ PAUSE_S = 60.0
 """How long an adapter does not learn after a disk, or the engine, refused."""
 
 _ASSOCIATED = 64  # samples that are tried with the prompts of others
-
-Result = TypeVar("Result")
-Pieces = Generator[None, None, Result]
-
-
-@dataclass(slots=True)
-class _Lesson(Generic[Weights]):
-    """What one version is made from, and what was found out on the way."""
-
-    learner: Learner
-    parent: VersionId
-    start: Weights
-    kept: list[Kept]
-    learnt: list[Kept] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
-    association: Pairs | None = None
-    numbers: dict[str, float] = field(default_factory=dict)
-    gradient_norms: list[float] = field(default_factory=list)
-
-    @property
-    def ids(self) -> tuple[int, ...]:
-        return tuple(kept.id for kept in self.kept)
-
-    @property
-    def material(self) -> Material:
-        return Material(
-            losses=self.losses,
-            association=self.association,
-            uniform_loss=self.learner.uniform_loss,
-            num_samples=len(self.kept),
-            num_suspects=int(self.numbers["suspects"]),
-        )
 
 
 class AdaptationLoop(Generic[Weights]):
@@ -175,7 +143,7 @@ class AdaptationLoop(Generic[Weights]):
             self._pause(name, error)
             return
         kept = parts.buffer.take(name, learner.config.max_samples)
-        lesson = _Lesson(learner=learner, parent=parent, start=start, kept=kept)
+        lesson = Lesson(learner=learner, parent=parent, start=start, kept=kept)
         try:
             yield from self._collect(lesson)
             doubts = self._doubts(lesson)
@@ -183,7 +151,7 @@ class AdaptationLoop(Generic[Weights]):
                 yield from self._drop(lesson, "rejected", doubts)
                 return
             yield from self._step(lesson)
-            candidate = yield from self._pass(parts.trainer.begin_snapshot(name))
+            candidate = yield from run(parts.trainer.begin_snapshot(name))
             verdict = yield from self._judge(lesson, candidate)
             if verdict.accepted:
                 yield from self._publish(lesson, candidate)
@@ -207,15 +175,16 @@ class AdaptationLoop(Generic[Weights]):
         log.warning("learning of %s pauses: %s", name, error)
         self._paused_until[name] = self._parts.clock() + PAUSE_S
 
-    def _collect(self, lesson: _Lesson[Weights]) -> Pieces[None]:
+    def _collect(self, lesson: Lesson[Weights]) -> Pieces[None]:
         """Choose what is worth learning from, and measure it under the parent."""
+        trainer = self._parts.trainer
         samples = [kept.sample for kept in lesson.kept]
         suspects = screen(samples)
         plausible = [kept for i, kept in enumerate(lesson.kept) if i not in suspects]
-        losses = yield from self._losses(lesson, lesson.start, [k.sample for k in plausible])
-        noise = unlikely(losses, lesson.learner.uniform_loss)
+        found = yield from losses(trainer, lesson, lesson.start, [k.sample for k in plausible])
+        noise = unlikely(found, lesson.learner.uniform_loss)
         lesson.learnt = [kept for i, kept in enumerate(plausible) if i not in noise]
-        lesson.losses = losses
+        lesson.losses = found
         numbers = {f"suspect/{kind}": n for kind, n in counted({**suspects}).items()}
         numbers["suspect/unlikely"] = len(noise)
         lesson.numbers = {
@@ -225,18 +194,18 @@ class AdaptationLoop(Generic[Weights]):
         }
         asked = with_prompts([kept.sample for kept in lesson.learnt])[:_ASSOCIATED]
         if len(asked) > 1:
-            own = yield from self._losses(lesson, lesson.start, asked)
-            others = yield from self._losses(lesson, lesson.start, rotated(asked))
+            own = yield from losses(trainer, lesson, lesson.start, asked)
+            others = yield from losses(trainer, lesson, lesson.start, rotated(asked))
             lesson.association = Pairs(before=own, after=others)
 
-    def _doubts(self, lesson: _Lesson[Weights]) -> tuple[str, ...]:
+    def _doubts(self, lesson: Lesson[Weights]) -> tuple[str, ...]:
         """Return why no time shall be spent on these samples."""
         found = self._parts.gate.doubts(lesson.material)
         lesson.numbers |= found.numbers
         nothing = () if lesson.learnt else ("no sample is worth learning from",)
         return (*found.reasons, *nothing)
 
-    def _step(self, lesson: _Lesson[Weights]) -> Pieces[None]:
+    def _step(self, lesson: Lesson[Weights]) -> Pieces[None]:
         """Take optimizer steps over what was chosen, in an order that follows from the seed."""
         learner, trainer = lesson.learner, self._parts.trainer
         config, name = learner.config, learner.name
@@ -253,21 +222,21 @@ class AdaptationLoop(Generic[Weights]):
             samples = [kept.sample for kept in chosen if self._is_wanted(kept)]
             if samples:
                 anchors = self._anchors(learner, chance, len(samples))
-                yield from self._pass(trainer.begin(name, samples, anchors=anchors))
-                report = yield from self._pass(trainer.begin_apply(name))
+                yield from run(trainer.begin(name, samples, anchors=anchors))
+                report = yield from run(trainer.begin_apply(name))
                 lesson.gradient_norms.append(report.grad_norm)
                 self.spent(name).steps += 1
                 self.spent(name).tokens += report.num_tokens
         lesson.numbers["steps"] = len(lesson.gradient_norms)
 
-    def _judge(self, lesson: _Lesson[Weights], candidate: Weights) -> Pieces[Verdict]:
+    def _judge(self, lesson: Lesson[Weights], candidate: Weights) -> Pieces[Verdict]:
         """Measure parent and candidate, and ask the gate."""
         learner, parts = lesson.learner, self._parts
         held_out = [kept.sample for kept in parts.buffer.held_out(learner.name)]
         trusted = {}
-        own = yield from self._pair(lesson, candidate, held_out)
+        own = yield from pair(parts.trainer, lesson, candidate, held_out)
         for name, samples in learner.trusted.items():
-            trusted[name] = yield from self._pair(lesson, candidate, samples)
+            trusted[name] = yield from pair(parts.trainer, lesson, candidate, samples)
         origin = yield from self._base_losses(lesson)
         verdict = parts.gate.verdict(
             Evidence(
@@ -282,7 +251,7 @@ class AdaptationLoop(Generic[Weights]):
         lesson.numbers |= verdict.numbers
         return verdict
 
-    def _publish(self, lesson: _Lesson[Weights], candidate: Weights) -> Pieces[None]:
+    def _publish(self, lesson: Lesson[Weights], candidate: Weights) -> Pieces[None]:
         """Commit, install, promote; the journal knows of it before the name moves."""
         parts, name, parent = self._parts, lesson.learner.name, lesson.parent
         fresh = self._wanted(lesson)
@@ -345,12 +314,6 @@ class AdaptationLoop(Generic[Weights]):
 
     # Pieces of those ------------------------------------------------------------------
 
-    def _pass(self, work: Stepwise) -> Pieces[Any]:
-        while not work.advance():
-            yield
-        yield
-        return work.result()
-
     def _wait(self, work: Callable[[], Result]) -> Pieces[Result]:
         """Do work on a thread that may wait for a disk."""
         future: Future[Result] = self._parts.io.submit(work)
@@ -360,30 +323,13 @@ class AdaptationLoop(Generic[Weights]):
         self._awaited = None
         return future.result()
 
-    def _losses(
-        self, lesson: _Lesson[Weights], weights: Weights | None, samples: Sequence[Sample]
-    ) -> Pieces[list[float]]:
-        longest = max((len(sample.token_ids) for sample in samples), default=0)
-        batch_tokens = max(lesson.learner.config.eval_tokens, longest)
-        found: list[float] = yield from self._pass(
-            self._parts.trainer.begin_evaluation(weights, samples, batch_tokens=batch_tokens)
-        )
-        return found
-
-    def _pair(
-        self, lesson: _Lesson[Weights], candidate: Weights, samples: Sequence[Sample]
-    ) -> Pieces[Pairs]:
-        before = yield from self._losses(lesson, lesson.start, samples)
-        after = yield from self._losses(lesson, candidate, samples)
-        return Pairs(before=before, after=after)
-
-    def _base_losses(self, lesson: _Lesson[Weights]) -> Pieces[Mapping[str, list[float]]]:
+    def _base_losses(self, lesson: Lesson[Weights]) -> Pieces[Mapping[str, list[float]]]:
         """Measure the base model on the trusted sets, once for all versions."""
         learner = lesson.learner
         known = self._origin.setdefault(learner.name, {})
         for name, samples in learner.trusted.items():
             if name not in known:
-                known[name] = yield from self._losses(lesson, None, samples)
+                known[name] = yield from losses(self._parts.trainer, lesson, None, samples)
         return known
 
     def _anchors(
@@ -397,20 +343,20 @@ class AdaptationLoop(Generic[Weights]):
         """Tell whether a sample was not withdrawn meanwhile."""
         return self._parts.buffer.is_wanted(kept)
 
-    def _wanted(self, lesson: _Lesson[Weights]) -> tuple[int, ...]:
+    def _wanted(self, lesson: Lesson[Weights]) -> tuple[int, ...]:
         """Return the samples that were learnt from for the first time."""
         buffer, name = self._parts.buffer, lesson.learner.name
         return tuple(kept.id for kept in lesson.learnt if buffer.is_taken(name, kept.id))
 
     def _drop(
-        self, lesson: _Lesson[Weights], action: Action, reasons: tuple[str, ...]
+        self, lesson: Lesson[Weights], action: Action, reasons: tuple[str, ...]
     ) -> Pieces[None]:
         """Drop a candidate and the samples that it was made from, and say why."""
         yield from self._decide(lesson, action, reasons, "dropped")
 
     def _decide(
         self,
-        lesson: _Lesson[Weights],
+        lesson: Lesson[Weights],
         action: Action,
         reasons: tuple[str, ...],
         fate: Fate | None,

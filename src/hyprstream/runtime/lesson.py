@@ -1,0 +1,89 @@
+"""What one version is made from, and how it is measured: for the adaptation loop. No torch.
+
+What takes long is a generator that yields between pieces of work; each piece is one slice.
+"""
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from hyprstream.refs import VersionId
+from hyprstream.runtime.learners import Learner, Stepwise, Training, Weights
+from hyprstream.train.buffer import Kept
+from hyprstream.train.gate import Material, Pairs
+from hyprstream.train.sample import Sample
+
+Result = TypeVar("Result")
+Pieces = Generator[None, None, Result]
+
+
+@dataclass(slots=True)
+class Lesson(Generic[Weights]):
+    """What one version is made from, and what was found out on the way.
+
+    Attributes:
+        learner: Whose version it is.
+        parent: The version that it begins with.
+        start: The weights of that.
+        kept: The samples that were taken.
+        learnt: Those of them that are learnt from.
+        losses: Under the parent, of those that no look at them alone ruled out.
+        association: Losses with their own prompts, and with those of others.
+        numbers: For the journal.
+        gradient_norms: One for each optimizer step.
+    """
+
+    learner: Learner
+    parent: VersionId
+    start: Weights
+    kept: list[Kept]
+    learnt: list[Kept] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    association: Pairs | None = None
+    numbers: dict[str, float] = field(default_factory=dict)
+    gradient_norms: list[float] = field(default_factory=list)
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """Ids of the samples that were taken."""
+        return tuple(kept.id for kept in self.kept)
+
+    @property
+    def material(self) -> Material:
+        """What the gate is told of the samples."""
+        return Material(
+            losses=self.losses,
+            association=self.association,
+            uniform_loss=self.learner.uniform_loss,
+            num_samples=len(self.kept),
+            num_suspects=int(self.numbers["suspects"]),
+        )
+
+
+def run(work: Stepwise) -> Pieces[Any]:
+    """Do work to its end and return what came of it."""
+    while not work.advance():
+        yield
+    yield
+    return work.result()
+
+
+def losses(
+    trainer: Training, lesson: Lesson[Weights], weights: Weights | None, samples: Sequence[Sample]
+) -> Pieces[list[float]]:
+    """Measure an adapter on samples; None is the base model."""
+    longest = max((len(sample.token_ids) for sample in samples), default=0)
+    batch_tokens = max(lesson.learner.config.eval_tokens, longest)
+    found: list[float] = yield from run(
+        trainer.begin_evaluation(weights, samples, batch_tokens=batch_tokens)
+    )
+    return found
+
+
+def pair(
+    trainer: Training, lesson: Lesson[Weights], candidate: Weights, samples: Sequence[Sample]
+) -> Pieces[Pairs]:
+    """Measure parent and candidate on the same samples."""
+    before = yield from losses(trainer, lesson, lesson.start, samples)
+    after = yield from losses(trainer, lesson, candidate, samples)
+    return Pairs(before=before, after=after)
