@@ -25,25 +25,14 @@ from hyprstream.train.backward import Objective, backward
 from hyprstream.train.collate import collate
 from hyprstream.train.config import TrainConfig
 from hyprstream.train.evaluate import sample_scores
-from hyprstream.train.sample import Sample
 from hyprstream.train.sliced import backward_pieces, loss_pieces
 from hyprstream.train.stepwise import StepwisePass
 from hyprstream.train.trainer import Trainer
 from tests.lora.adapters import CPU, random_adapter, random_kinds
 from tests.models.reference import load_decoder, make_model, variants
+from tests.train.random_samples import SAMPLES, SPEC
 
-GENERATOR = torch.Generator().manual_seed(5)
-SAMPLES = [
-    Sample(
-        tuple(torch.randint(97, (length,), generator=GENERATOR).tolist()),
-        tuple(i > 2 for i in range(length)),
-        weight,
-    )
-    for length, weight in [(9, 1.0), (30, 1.0), (5, 2.0), (17, 0.5), (12, 1.0)]
-]
 FAMILIES = [family for family in lookup.names("hyprstream.models.arch") if family != "bert"]
-TARGETS = ("q_proj", "v_proj", "down_proj", "lm_head")
-SPEC = LoraSpec(rank=4, alpha=8, targets=TARGETS)
 A = AdapterName("a")
 
 

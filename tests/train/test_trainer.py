@@ -31,18 +31,8 @@ from hyprstream.train.sample import Sample
 from hyprstream.train.trainer import Trainer
 from tests.lora.adapters import CPU, packed_logits, random_adapter
 from tests.models.reference import load_decoder, make_model, variants
+from tests.train.random_samples import SAMPLES, SPEC, TARGETS
 
-GENERATOR = torch.Generator().manual_seed(5)
-SAMPLES = [
-    Sample(
-        tuple(torch.randint(97, (length,), generator=GENERATOR).tolist()),
-        tuple(i > 2 for i in range(length)),
-        weight,
-    )
-    for length, weight in [(9, 1.0), (30, 1.0), (5, 2.0), (17, 0.5), (12, 1.0)]
-]
-TARGETS = ("q_proj", "v_proj", "down_proj", "lm_head")
-SPEC = LoraSpec(rank=4, alpha=8, targets=TARGETS)
 CONFIG = TrainConfig(learning_rate=1e-2)
 A, B = AdapterName("a"), AdapterName("b")
 
