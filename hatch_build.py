@@ -31,7 +31,7 @@ class NativeKernels(BuildHookInterface):
         target.unlink(missing_ok=True)
         compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
         if compiler is None:
-            self.app.display_warning("no C++ compiler: adapters will be slower on the processor")
+            self.app.display_warning("no C++ compiler: answers will be slower on the processor")
             return
         scratch = target.with_suffix(".new")
         sources = sorted(str(file) for file in folder.glob("*.cpp"))

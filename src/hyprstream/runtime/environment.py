@@ -95,7 +95,7 @@ def _kernels() -> Check:
     return Check(
         name="kernels",
         status="warn",
-        detail="not compiled; adapters are slower on the processor",
+        detail="not compiled; answers are slower on the processor",
         hint="Install a C++ compiler, then install hyprstream again.",
     )
 
