@@ -4,6 +4,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -226,3 +227,20 @@ def test_a_full_disk_leaves_the_weights_where_they_are(cache: ModelCache, tmp_pa
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert process.stdout == "True [] []\n"
+
+
+def test_a_download_that_stopped_is_left_over_after_a_day_or_when_asked_for(cache: ModelCache):
+    with cache.shelf.partials.open(sha256="0" * 64, url="https://host/x") as partial:
+        partial.write(b"half")
+        assert cache.leftovers(partials=True) == []  # it goes on
+    assert cache.leftovers() == []
+    (stopped,) = cache.leftovers(partials=True)
+    assert (stopped.kind, stopped.size_bytes) == ("partial download", 4)
+    yesterday = time.time() - 25 * 3600
+    os.utime(stopped.path.with_suffix(".content"), (yesterday, yesterday))
+    assert cache.leftovers() == [stopped]
+    with cache.shelf.partials.open(sha256="0" * 64, url="https://host/x"):
+        assert cache.clean([stopped]) == 0  # it goes on again
+    assert cache.clean([stopped]) == 4
+    assert list(cache.shelf.root.glob("partial/*")) == []
+    assert cache.clean([stopped]) == 0
