@@ -1,7 +1,6 @@
 """Fakes for the adaptation loop: weights are two numbers, disks and people do as they are told."""
 
 import itertools
-import math
 import zlib
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
@@ -167,7 +166,8 @@ class FakeTrainer:
             if sample.weight != 1.0:  # a trusted one
                 return known + skill.harm * (1 + 0.1 * noise(sample))
             is_foreign = sample.token_ids[-1] != sample.token_ids[0] + 100
-            return known + is_foreign + math.exp(-skill.learnt) * (1 + 0.1 * noise(sample))
+            # Learning always helps, however long it went on.
+            return known + is_foreign + (1 + 0.1 * noise(sample)) / (1 + skill.learnt)
 
         def work() -> list[float]:
             self.num_evaluated += len(samples)
