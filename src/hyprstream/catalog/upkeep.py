@@ -87,20 +87,7 @@ class Upkeep:
         return repair(self._cache, self._fetch, ref, progress or SilentProgress())
 
     def remove_weights(self, ref: ModelRef, describe: Callable[[CachedModel], bytes]) -> int:
-        """Remove the weights of a revision, or of all; what it is and where it is from stays.
-
-        Args:
-            ref: The model.
-            describe: Says for later what a model is, while its weights are still there.
-
-        Returns:
-            How many bytes of disk became free; content that other models share stays.
-
-        Raises:
-            ModelNotFoundError: It is not in the cache.
-            CorruptManifestError: What it consists of cannot be known.
-            CacheBusyError: It is being fetched right now.
-        """
+        """Remove weights and keep what they were: see `ModelCache.remove_weights`."""
         return self._cache.remove_weights(self._canonical(ref), describe)
 
     def description(self, ref: ModelRef) -> bytes | None:
