@@ -94,8 +94,8 @@ def start(
     settings = load_settings()
     with open_adapters(settings) as adapters:
         model = load_base(session, adapters, name, base_model, loading)
-        folder = settings.training_folder
-        with Training(adapters, name, model, folder, force=force) as training:
+        folder, anchors = settings.training_folder, settings.anchors_folder
+        with Training(adapters, name, model, folder, force=force, anchors=anchors) as training:
             if discard:
                 training.discard()
             run = training.resume() if plan is None else training.begin(plan)

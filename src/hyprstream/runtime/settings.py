@@ -110,6 +110,11 @@ class Settings(BaseSettings):
         """Folder of training runs that are not over."""
         return self.home.expanduser() / "training"
 
+    @property
+    def anchors_folder(self) -> Path:
+        """Folder of texts of base models, on which training holds adapters."""
+        return self.home.expanduser() / "anchors"
+
 
 def settings_file() -> Path:
     """Name the settings file: `HYPRSTREAM_CONFIG`, or `hyprstream.toml` in the current folder."""
