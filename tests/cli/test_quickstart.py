@@ -1,26 +1,64 @@
-from types import SimpleNamespace
+"""`hyprstream quickstart` on a tiny model that can learn a little, and keeps no secrets."""
 
-from tests.cli.fakes import DEFAULT_REF, FakeGeneration
+import json
 
+import pytest
 
-def test_quickstart_asks_the_default_model_and_prints_whatever_it_says(command_line, runtime):
-    result = command_line("quickstart")
-    assert result.code == 0
-    assert [loaded["ref"] for loaded in runtime.loaded] == [DEFAULT_REF]
-    questions = [messages[0]["content"] for messages in runtime.asked]
-    assert len(questions) == 3
-    assert result.out == "".join(f"echo: {question} \n" for question in questions)
+from hyprstream.runtime.model import Model
+from hyprstream.runtime.settings import Settings
+from tests.runtime.adapted_models import make_folder
 
-
-def test_quickstart_tells_what_comes_next(command_line):
-    err = command_line("quickstart").err
-    assert "hyprstream chat" in err
-    assert f'Model.load("{DEFAULT_REF}")' in err
+QUICK = ("--facts", "3", "--seed", "1", "--steps", "30")
 
 
-def test_quickstart_shows_the_speed(command_line, monkeypatch):
-    usage = SimpleNamespace(completion_tokens=12)
-    timings = SimpleNamespace(tokens_per_s=34.4)
-    completion = SimpleNamespace(usage=usage, timings=timings)
-    monkeypatch.setattr(FakeGeneration, "completion", completion)
-    assert "(12 tokens, 34/s)" in command_line("quickstart").err
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Model:
+    home = tmp_path_factory.mktemp("tiny")
+    return Model.load(make_folder(home / "model"), settings=Settings(home=home))
+
+
+@pytest.fixture
+def quickstart(hyprstream, tiny, monkeypatch):
+    monkeypatch.setenv("HYPRSTREAM_MODEL__REF", tiny.ref)
+    return lambda *options: hyprstream("quickstart", *QUICK, *options)
+
+
+def history(hyprstream) -> list[dict]:
+    return json.loads(hyprstream("lora", "history", "quickstart", "--format", "json").out)
+
+
+def test_the_story_is_told_to_its_end(quickstart, hyprstream):
+    result = quickstart()
+    assert result.code == 0, result.err
+    chapters = [
+        line[:2] for line in result.err.splitlines() if line[:2] in {f"{n}." for n in range(9)}
+    ]
+    assert chapters == ["1.", "2.", "3.", "4.", "5."]
+    assert result.err.count("of 3 right)") == 3
+    assert "The gate: held-out loss changed by -" in result.err
+    assert "4 of 4 answers are the first ones again, bit by bit" in result.err
+    assert "times smaller" in result.err
+    assert len(result.out.splitlines()) >= 3 + 1 + 3 + 1 + 3
+    first, learnt, back, again = (move["version"] for move in history(hyprstream))
+    assert learnt == again
+    assert first == back != learnt
+
+
+def test_another_run_begins_anew_and_the_history_keeps_the_first(quickstart, hyprstream):
+    quickstart()
+    result = quickstart("--seed", "2")
+    assert result.code == 0, result.err
+    moves = history(hyprstream)
+    assert len(moves) == 8
+    assert [move["why"] for move in moves].count("a fresh start") == 2
+    assert moves[4]["why"] == "a fresh start"
+    assert moves[5]["version"] != moves[1]["version"]
+
+
+def test_what_the_gate_refuses_does_not_serve(quickstart, hyprstream, monkeypatch):
+    monkeypatch.setattr("hyprstream.cli.quickstart._LEARNING_RATE", 1e-12)
+    result = quickstart("--steps", "1")
+    assert result.code == 0, result.err
+    assert "quickstart stays as it was" in result.err
+    assert "rolled back" not in result.err.lower()
+    assert len(history(hyprstream)) == 1

@@ -57,6 +57,28 @@ def test_no_question_is_on_both_sides(tmp_path, prompts, share):
     assert sum(map(len, sides)) == len(rows)
 
 
+def test_files_can_say_what_is_judged_by(tmp_path):
+    data = write(tmp_path, *ROWS[:20], name="train.jsonl")
+    again = {"prompt": " what is  3", "completion": " something else"}
+    judging = write(tmp_path, *ROWS[20:30], ROWS[2], again, name="valid.jsonl")
+    found = read_dataset([data], maker(), HALF, held_out=[judging])
+    assert (len(found.trained.samples), len(found.held_out.samples)) == (18, 12)
+    assert (found.report.num_judged_by, found.report.num_duplicates) == (1, 1)
+    asked = [whole(BPE, sample) for sample in found.trained.samples]
+    assert not [text for text in asked if "what is 2 " in text or "what is 3 " in text]
+
+
+def test_windows_of_texts_to_judge_by_are_all_judged_by(tmp_path):
+    for name in ("train.txt", "valid.txt"):
+        (tmp_path / name).write_text(" ".join(f"{name} {n}" for n in range(400)))
+    found = read_dataset(
+        [tmp_path / "train.txt"], maker(max_tokens=64), HALF, held_out=[tmp_path / "valid.txt"]
+    )
+    for part, other in ((found.trained, "valid"), (found.held_out, "train")):
+        assert len(part.samples) > 3
+        assert not any(other in whole(BPE, sample) for sample in part.samples)
+
+
 def test_windows_of_a_text_are_split_among_themselves(tmp_path):
     file = tmp_path / "play.txt"
     file.write_text(" ".join(f"line {n} of a play." for n in range(300)))

@@ -222,6 +222,7 @@ def _say_data(output: Output, run: TrainingRun) -> None:
     )
     for count, what in (
         (report.num_duplicates, "records say what an earlier one says and were left out"),
+        (report.num_judged_by, "records ask what is judged by and were left out"),
         (report.num_skipped, "samples were too long and were left out"),
         (report.num_cut, "samples were too long and lost their end"),
     ):

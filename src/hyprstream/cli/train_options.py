@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from hyprstream.errors import InvalidSettingsError
+
 if TYPE_CHECKING:
     from hyprstream.runtime import TrainingPlan
 else:
@@ -41,6 +43,10 @@ class DataOptions:
     method: Annotated[
         Literal["answers", "pairs", "thumbs"] | None,
         _option(_DATA, "What to learn of data that holds several sorts of records."),
+    ] = None
+    held_out: Annotated[
+        list[Path] | None,
+        _option(_DATA, "Records to judge by, of which none is learnt; repeatable.", "FILE"),
     ] = None
     held_out_share: Annotated[
         float | None, _option(_DATA, "Share of prompts that are judged by and not learnt; 0.1.")
@@ -203,11 +209,16 @@ def plan_of(data: DataOptions, train: TrainOptions, run: RunOptions) -> Training
     """Make the plan.
 
     Raises:
-        InvalidSettingsError: A value is out of range, or there is no data.
+        InvalidSettingsError: A value is out of range, there is no data, or two options say
+            what is judged by.
     """
     from hyprstream.runtime import AugmentConfig, CurriculumConfig, DataConfig, TrainingPlan
 
     given = _given(data)
+    if "held_out" in given and "held_out_share" in given:
+        raise InvalidSettingsError(
+            "--held-out and --held-out-share exclude each other", hint="Leave out one of the two."
+        )
     if "replay" in given:
         given.setdefault("replay_share", _REPLAY_SHARE)
     length = _given(run)
@@ -218,6 +229,7 @@ def plan_of(data: DataOptions, train: TrainOptions, run: RunOptions) -> Training
         plan["epochs"] = length.pop("epochs")
     return TrainingPlan(
         data=tuple(data.data or ()),
+        held_out=tuple(data.held_out or ()),
         replay=tuple(data.replay or ()),
         data_config=DataConfig(**_renamed(given, _FILES)),
         augment=AugmentConfig(**_renamed(given, _AUGMENT)),

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         LoadedAdapter,
         Recipe,
         base_model_ref,
+        commit_fresh,
         create_adapter,
         load_adapter,
     )
@@ -103,6 +104,7 @@ _HOMES = {
     "TrainingRun": "hyprstream.runtime.training",
     "Upkeep": "hyprstream.catalog.upkeep",
     "base_model_ref": "hyprstream.runtime.adapted",
+    "commit_fresh": "hyprstream.runtime.adapted",
     "create_adapter": "hyprstream.runtime.adapted",
     "describe": "hyprstream.runtime.info",
     "environment_report": "hyprstream.runtime.environment",
@@ -173,6 +175,7 @@ __all__ = [
     "TrainingRun",
     "Upkeep",
     "base_model_ref",
+    "commit_fresh",
     "create_adapter",
     "describe",
     "environment_report",

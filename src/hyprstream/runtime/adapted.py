@@ -85,6 +85,13 @@ def create_adapter(
         UnsupportedError: The model is an encoder.
     """
     adapters.check_free(name)
+    done = commit_fresh(adapters, model, recipe)
+    adapters.create(name, done.version, note)
+    return done
+
+
+def commit_fresh(adapters: Adapters, model: Model, recipe: Recipe) -> Committed:
+    """Store a version that adds nothing yet, which no name points at; errors as above."""
     spec = recipe.spec
     if spec.mask == "gradient":
         raise InvalidSettingsError(
@@ -105,9 +112,7 @@ def create_adapter(
         },
         codec=recipe.codec,
     )
-    done = adapters.commit(pack(weights), draft, seed=recipe.seed)
-    adapters.create(name, done.version, note)
-    return done
+    return adapters.commit(pack(weights), draft, seed=recipe.seed)
 
 
 def load_adapter(

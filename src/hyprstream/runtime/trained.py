@@ -171,8 +171,10 @@ def _metrics(run: TrainingRun) -> dict[str, float]:
 
 
 def _provenance(plan: TrainingPlan, fingerprint: str, method: str) -> dict[str, str]:
-    plain = {**plan.plain(), "data": [file.name for file in plan.data],
-             "replay": [file.name for file in plan.replay]}  # fmt: skip
+    names = {
+        name: [file.name for file in getattr(plan, name)] for name in ("data", "held_out", "replay")
+    }
+    plain = {**plan.plain(), **names}
     return {
         "made_by": f"hyprstream {__version__}, training",
         "method": method,

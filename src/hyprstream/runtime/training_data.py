@@ -116,11 +116,13 @@ def read_material(model: Model, plan: TrainingPlan) -> Material:
     maker, config = maker_of(model, longest), plan.data_config
     seed = int(plan.train.get("seed", 0))
     augment = plan.augment if plan.augment.copies else None
-    dataset = read_dataset(plan.data, maker, config, augment=augment, seed=seed)
+    dataset = read_dataset(
+        plan.data, maker, config, held_out=plan.held_out, augment=augment, seed=seed
+    )
     earlier: tuple[Sample, ...] = ()
     if plan.replay:
         # Of earlier data nothing that may be judged by is learnt, either.
-        earlier = read_dataset(plan.replay, maker, config).trained.samples
+        earlier = read_dataset(plan.replay, maker, config, held_out=plan.held_out).trained.samples
     method = _method(dataset.trained, plan.method)
     if plan.replay and method != "answers":
         raise InvalidRequestError(

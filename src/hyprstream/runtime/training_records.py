@@ -41,6 +41,7 @@ class TrainingPlan:
 
     Attributes:
         data: Files of records.
+        held_out: Files of records that are judged by; none: a share of the prompts of `data`.
         method: What to learn of them; None takes what they have, which may be of one sort only.
         data_config: How files become a data set.
         augment: Changed copies of what is trained on.
@@ -53,6 +54,7 @@ class TrainingPlan:
     """
 
     data: tuple[Path, ...]
+    held_out: tuple[Path, ...] = ()
     method: Method | None = None
     data_config: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -118,8 +120,10 @@ class TrainingPlan:
         """Return the plan as what JSON can say."""
         return {
             **asdict(self),
-            "data": [str(file.absolute()) for file in self.data],
-            "replay": [str(file.absolute()) for file in self.replay],
+            **{
+                name: [str(file.absolute()) for file in getattr(self, name)]
+                for name in ("data", "held_out", "replay")
+            },
             "train": dict(self.train),
             "run": dict(self.run),
         }
@@ -135,6 +139,7 @@ class TrainingPlan:
             given = dict(stored)
             return cls(
                 data=tuple(map(Path, given.pop("data"))),
+                held_out=tuple(map(Path, given.pop("held_out"))),
                 replay=tuple(map(Path, given.pop("replay"))),
                 data_config=DataConfig(**given.pop("data_config")),
                 augment=AugmentConfig(**given.pop("augment")),

@@ -14,6 +14,7 @@ from hyprstream.train.split import (
     Placed,
     is_held_out,
     read_records,
+    split_files,
     split_records,
     without_duplicates,
 )
@@ -59,6 +60,7 @@ class DataReport:
     Attributes:
         num_records: Records that were read.
         num_duplicates: Of them, those that say what an earlier one says.
+        num_judged_by: Of them, those left out because a file to judge by has their prompt.
         num_skipped: Samples that were too long and left out.
         num_cut: Samples that were too long and lost their end.
         num_trained: Samples, pairs and rated answers to train on.
@@ -70,6 +72,7 @@ class DataReport:
 
     num_records: int
     num_duplicates: int
+    num_judged_by: int
     num_skipped: int
     num_cut: int
     num_trained: int
@@ -121,6 +124,7 @@ def build(
     *,
     num_records: int,
     num_duplicates: int = 0,
+    num_judged_by: int = 0,
 ) -> Dataset:
     """Make the samples of records that are split already.
 
@@ -140,6 +144,7 @@ def build(
     report = DataReport(
         num_records=num_records,
         num_duplicates=num_duplicates,
+        num_judged_by=num_judged_by,
         num_skipped=sides[0].num_skipped + sides[1].num_skipped,
         num_cut=sides[0].num_cut + sides[1].num_cut,
         num_trained=len(parts[0]),
@@ -156,6 +161,7 @@ def read_dataset(
     maker: SampleMaker,
     config: DataConfig,
     *,
+    held_out: Sequence[Path] = (),
     augment: AugmentConfig | None = None,
     seed: int = 0,
 ) -> Dataset:
@@ -165,6 +171,7 @@ def read_dataset(
         files: In this order.
         maker: Of the model.
         config: How.
+        held_out: Files whose prompts are set aside, in all files; none: a share of all prompts.
         augment: How many changed copies there are of what is trained on; None: none.
         seed: Decides how they are changed.
 
@@ -174,19 +181,24 @@ def read_dataset(
     counted = Counter[str]()
 
     def counting() -> Iterator[Placed]:
-        for placed in read_records(files, config.form):
+        for placed in read_records([*held_out, *files], config.form):
             counted["records"] += 1
             yield placed
 
     records = list(without_duplicates(counting()))
-    trained, held_out = split_records(records, config.held_out_share)
+    if held_out:
+        config = replace(config, held_out_share=0)
+        trained, judging = split_files(records, frozenset(held_out))
+    else:
+        trained, judging = split_records(records, config.held_out_share)
     dataset = build(
         trained if augment is None else _with_copies(trained, augment, seed),
-        held_out,
+        judging,
         maker,
         config,
         num_records=counted["records"],
         num_duplicates=counted["records"] - len(records),
+        num_judged_by=len(records) - len(trained) - len(judging),
     )
     if not len(dataset.trained):
         skipped = dataset.report.num_skipped

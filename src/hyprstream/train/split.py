@@ -1,8 +1,8 @@
 """Records of files, duplicates left out, and which of them are set aside to judge by.
 
-Records that say the same are taken once. Which side a record falls on follows from its prompt
-alone: from run to run, in whatever order and from whatever file, a question that is learnt is
-never one that is judged by.
+Records that say the same are taken once. Files say which records are judged by; or else the side
+of a record follows from its prompt alone, from run to run, in whatever order and from whatever
+file. Either way a question that is learnt is never one that is judged by.
 """
 
 import hashlib
@@ -86,6 +86,19 @@ def split_records(records: Sequence[Placed], share: float) -> tuple[list[Placed]
         is_text = isinstance(placed.record, Text)
         sides[not is_text and is_held_out(prompt_of(placed.record), share)].append(placed)
     return sides
+
+
+def split_files(
+    records: Sequence[Placed], held_out: frozenset[Path]
+) -> tuple[list[Placed], list[Placed]]:
+    """Return the records to train on and those of files to judge by.
+
+    Records whose prompt is judged by are on neither side if they come from other files.
+    """
+    judging = [placed for placed in records if placed.file in held_out]
+    asked = {_digest(prompt_of(placed.record)) for placed in judging}
+    others = (placed for placed in records if placed.file not in held_out)
+    return [p for p in others if _digest(prompt_of(p.record)) not in asked], judging
 
 
 def _digest(text: str) -> bytes:
