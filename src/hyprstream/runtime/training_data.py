@@ -57,8 +57,10 @@ class Material:
 
     def batch_tokens(self, most: int) -> int:
         """Return a size of batches of which a pass has at least ten, if the data allows."""
-        lengths = [item.num_computed for item in self.trained]
-        return max(*lengths, min(most, -(-sum(lengths) // _BATCHES_OF_A_PASS)))
+        size = -(-sum(item.num_computed for item in self.trained) // _BATCHES_OF_A_PASS)
+        held_out = _learnt(self.dataset.held_out, self.method)
+        every = (*self.trained, *held_out, *self.earlier)
+        return max(*(item.num_computed for item in every), min(most, size))
 
     def num_steps(self, config: TrainConfig, epochs: float) -> int:
         """Return how many steps so many passes take."""
