@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from hyprstream.engine.engine import Engine
@@ -17,10 +17,11 @@ from hyprstream.runtime.adaptation import AdaptationLoop
 from hyprstream.runtime.adapters import Adapters, Tensors
 from hyprstream.runtime.journal import Journal
 from hyprstream.runtime.learners import Learner, LoopParts
+from hyprstream.runtime.learning_config import LearningConfig
 from hyprstream.runtime.publishing import StoreVersions, recover
-from hyprstream.runtime.watch import FeedbackWatch, WatchConfig
-from hyprstream.train.buffer import BufferConfig, SampleBuffer
-from hyprstream.train.gate import Gate, GateConfig
+from hyprstream.runtime.watch import FeedbackWatch
+from hyprstream.train.buffer import SampleBuffer
+from hyprstream.train.gate import Gate
 from hyprstream.train.trainer import Trainer
 
 _NUM_IO_THREADS = 1  # what the loop waits for comes one at a time
@@ -48,15 +49,6 @@ class Learning:
         self.journal.close()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LearningConfig:
-    """Bounds and tests that hold for all adapters."""
-
-    buffer: BufferConfig = field(default_factory=BufferConfig)
-    gate: GateConfig = field(default_factory=GateConfig)
-    watch: WatchConfig = field(default_factory=WatchConfig)
-
-
 def open_learning(
     model: Decoder,
     adapters: Adapters,
@@ -64,7 +56,7 @@ def open_learning(
     learners: Iterable[Learner],
     *,
     install: Callable[[VersionId, LoraWeights], None],
-    config: LearningConfig = LearningConfig(),
+    config: LearningConfig = LearningConfig(),  # noqa: B008 - frozen
 ) -> Learning:
     """Take up learning where the last process left it.
 
