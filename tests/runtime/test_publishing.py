@@ -3,7 +3,8 @@
 import pytest
 
 from hyprstream.errors import AdapterMemoryFullError, StaleParentError
-from hyprstream.runtime.journal import Decision, Journal
+from hyprstream.runtime.journal import Journal
+from hyprstream.runtime.journal_rows import Decision
 from hyprstream.runtime.publishing import StoreVersions, recover
 from hyprstream.store.manifest import Draft
 from hyprstream.store.records import Note

@@ -18,7 +18,7 @@ from typing import Any, Generic
 
 from hyprstream.errors import HyprstreamError, StaleParentError, UnavailableError
 from hyprstream.refs import AdapterName, VersionId
-from hyprstream.runtime.journal import Action, Decision
+from hyprstream.runtime.journal_rows import Action, Decision
 from hyprstream.runtime.learners import Learner, LoopParts, Spent, Weights
 from hyprstream.runtime.lesson import Lesson, Pieces, Result, losses, pair, run
 from hyprstream.runtime.watch import FeedbackWatch, Worse

@@ -7,7 +7,7 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from hyprstream.errors import InvalidSettingsError
 from hyprstream.refs import AdapterName, VersionId
-from hyprstream.runtime.journal import Action, Decision
+from hyprstream.runtime.journal_rows import Action, Decision
 from hyprstream.train.buffer import Fate, SampleBuffer
 from hyprstream.train.gate import Gate
 from hyprstream.train.sample import Sample
