@@ -116,6 +116,21 @@ class Journal:
         """Return the samples that were learnt from, oldest first."""
         yield from self._samples("fate = 'used' ORDER BY id")
 
+    def adapters(self) -> list[AdapterName]:
+        """List whose samples are kept."""
+        with self._turn, self._translated():
+            rows = self._db.execute("SELECT DISTINCT adapter FROM samples ORDER BY adapter")
+            return [AdapterName(name) for (name,) in rows]
+
+    def forget(self, adapter: AdapterName, *, before: float) -> None:
+        """Withdraw all samples of an adapter that came before a moment, used ones too."""
+        with self._change() as db:
+            db.execute(
+                "UPDATE samples SET fate = 'withdrawn' "
+                "WHERE adapter = ? AND at < ? AND fate IS NOT 'withdrawn'",
+                (adapter, before),
+            )
+
     # Decisions ------------------------------------------------------------------------
 
     def decide(self, decision: Decision, fate: Fate | None = None) -> int:
