@@ -23,6 +23,7 @@ from hyprstream.refs import AdapterName, adapter_name
 
 _LOCK = "lock"
 _STOP = "stop"
+_RUN = "run.json"  # of `train/resume.py`, which needs torch
 _WORKING = "working.json"
 _MAX_BYTES = 4 << 20  # of what is read of it
 _MAX_CURVE = 2000  # points of it
@@ -90,6 +91,10 @@ class TrainingPlace:
     def is_held(self) -> bool:
         """Tell whether a process trains the adapter."""
         return files.is_locked(self.folder / _LOCK)
+
+    def has_saved(self) -> bool:
+        """Tell whether a training on files was interrupted here."""
+        return (self.folder / _RUN).exists()
 
     @property
     def is_stop_wanted(self) -> bool:
