@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from hyprstream.runtime.samples import (
         Sent,
         conversation,
+        retry_samples,
         sample_maker,
         samples_of_files,
         send_samples,
@@ -142,6 +143,7 @@ _HOMES = {
     "open_accounts": "hyprstream.runtime.accounts",
     "open_adapters": "hyprstream.runtime.adapters",
     "open_catalog": "hyprstream.runtime.models",
+    "retry_samples": "hyprstream.runtime.samples",
     "registry_statuses": "hyprstream.catalog.many",
     "remove_weights": "hyprstream.runtime.info",
     "sample_maker": "hyprstream.runtime.samples",
@@ -229,6 +231,7 @@ __all__ = [
     "open_catalog",
     "registry_statuses",
     "remove_weights",
+    "retry_samples",
     "sample_maker",
     "samples_of_files",
     "search_models",
