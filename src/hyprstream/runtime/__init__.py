@@ -59,7 +59,6 @@ if TYPE_CHECKING:
     from hyprstream.runtime.training import Training, TrainingRun
     from hyprstream.runtime.training_place import TrainingPlace
     from hyprstream.runtime.training_records import Evaluated, Trained, TrainingPlan
-    from hyprstream.runtime.unrelated import unrelated_samples
     from hyprstream.store.records import Collected, Note
     from hyprstream.train.augment import AugmentConfig
     from hyprstream.train.curriculum import CurriculumConfig
@@ -151,7 +150,6 @@ _HOMES = {
     "search_models": "hyprstream.catalog.many",
     "send_samples": "hyprstream.runtime.samples",
     "set_threads": "hyprstream.runtime.device",
-    "unrelated_samples": "hyprstream.runtime.unrelated",
 }
 
 __all__ = [
@@ -237,7 +235,6 @@ __all__ = [
     "search_models",
     "send_samples",
     "set_threads",
-    "unrelated_samples",
 ]
 
 

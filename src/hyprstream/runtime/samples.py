@@ -29,7 +29,6 @@ from hyprstream.train.records import Chat, Completion, Form, Lesson, Preference,
 from hyprstream.train.sample import Sample
 from hyprstream.train.split import read_records
 
-
 _JUDGED = frozenset({"published", "rejected", "failed"})
 
 
