@@ -28,9 +28,17 @@ def poet(hyprstream, tiny):
     return made.out.strip()
 
 
+@pytest.fixture(scope="module")
+def anchors(tmp_path_factory):
+    """Text of the base model, which takes seconds to write: once for all tests."""
+    return tmp_path_factory.mktemp("anchors")
+
+
 @pytest.fixture
-def teller(hyprstream, test_data, tmp_path):
+def teller(hyprstream, test_data, tmp_path, anchors, monkeypatch):
     """An adapter of a small trained model, and records of a task for it."""
+    (tmp_path / "anchors").symlink_to(anchors)
+    monkeypatch.setenv("HYPRSTREAM_TRAIN__LEARNER__EVAL_TOKENS", "2048")
     base = test_data / "stories260K" / "hf"
     made = hyprstream(
         *("lora", "create", "--name", "teller", "--base-model", str(base)),
@@ -155,6 +163,7 @@ def test_options_of_files_and_of_samples_are_told_apart(hyprstream, options, mes
     assert message in result.err
 
 
+@pytest.mark.timeout(400)
 def test_samples_become_a_version_that_can_be_taken_back(hyprstream, teller, tmp_path):
     before = hyprstream("lora", "history", "teller", "--quiet").out.split()
     sent(hyprstream, "teller", "--input-file", str(teller))
@@ -180,6 +189,7 @@ def test_samples_become_a_version_that_can_be_taken_back(hyprstream, teller, tmp
     assert back.out.strip() == f"teller@{before[0][:12]}"
 
 
+@pytest.mark.timeout(400)
 def test_a_rejected_version_is_explained_and_its_samples_can_wait_again(
     hyprstream, teller, monkeypatch
 ):
@@ -200,6 +210,7 @@ def test_a_rejected_version_is_explained_and_its_samples_can_wait_again(
     assert status_of(hyprstream, "teller")["samples"]["waiting"] > 40
 
 
+@pytest.mark.timeout(400)
 def test_another_process_can_look_and_stop_it_and_no_sample_is_lost(hyprstream, teller, tmp_path):
     kept = sent(hyprstream, "teller", "--input-file", str(teller))
     command = [sys.executable, "-m", "hyprstream", *TRAIN, "start", "teller", "--epochs", "900"]
