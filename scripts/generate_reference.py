@@ -277,7 +277,15 @@ def _at_home(default: object) -> str:
 def _kind(annotation: object) -> str:
     if get_origin(annotation) is Literal:
         return ", ".join(map(_code, get_args(annotation)))
-    return {str: "text", str | None: "text", Path: "folder", bool: "yes or no"}[annotation]  # type: ignore[index]  # types are hashable
+    kinds: Mapping[object, str] = {
+        str: "text",
+        str | None: "text",
+        Path: "folder",
+        bool: "yes or no",
+        int: "whole number",
+        float: "number",
+    }
+    return kinds[annotation]
 
 
 def _field_docs(owner: type[Any]) -> dict[str, str]:

@@ -3,7 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import typer
@@ -15,6 +15,7 @@ from hyprstream.lora import interchange
 from hyprstream.lora.spec import LoraSpec
 from hyprstream.models import arch
 from hyprstream.models.checkpoint import BLOCK_TYPES
+from hyprstream.runtime.learning_config import LearningConfig
 from hyprstream.runtime.registries import RegistrySettings
 from hyprstream.runtime.settings import ModelSettings, Settings
 from hyprstream.train.config import FinishConfig, TrainConfig
@@ -59,11 +60,21 @@ def test_every_command_and_option_is_documented():
                 assert not option.startswith("-") or option in documented[path]
 
 
+def _keys(config: Any) -> Iterator[str]:
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if is_dataclass(value):
+            yield from (f"{field.name}.{key}" for key in _keys(value))
+        else:
+            yield field.name
+
+
 def test_every_setting_is_documented():
     page = _page("reference/settings.md")
     keys = {*Settings.model_fields, *(f"model.{field.name}" for field in fields(ModelSettings))}
     keys |= {f"registries.NAME.{field.name}" for field in fields(RegistrySettings)}
-    for key in keys - {"model", "registries"}:
+    keys |= {f"train.{key}" for key in _keys(LearningConfig())}
+    for key in keys - {"model", "registries", "train"}:
         assert f"| `{key}` | `HYPRSTREAM_{key.replace('.', '__').upper()}` |" in page
 
 

@@ -16,7 +16,8 @@ from hyprstream.lora.weights import LoraWeights, pack, unpack
 from hyprstream.refs import AdapterName, ModelFingerprint, RequestId, VersionId
 from hyprstream.runtime.adapters import Adapters
 from hyprstream.runtime.learners import Learner, LearnerConfig
-from hyprstream.runtime.learning import LearningConfig, installer, norm, open_learning
+from hyprstream.runtime.learning import installer, norm, open_learning
+from hyprstream.runtime.learning_config import LearningConfig
 from hyprstream.store.manifest import Draft
 from hyprstream.store.store import AdapterStore
 from hyprstream.train.buffer import BufferConfig

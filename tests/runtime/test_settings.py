@@ -1,10 +1,12 @@
 """Where settings come from, and which one wins."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hyprstream.errors import InvalidSettingsError
+from hyprstream.runtime.learning_config import LearningConfig
 from hyprstream.runtime.settings import load_settings
 
 
@@ -30,6 +32,24 @@ def test_the_file_is_read_and_the_environment_wins(bare, monkeypatch):
     assert (str(settings.home), settings.model.ref, settings.model.dtype) == ("/a", "c", "float32")
 
 
+def test_learning_is_set_field_by_field(bare, monkeypatch):
+    (bare / "hyprstream.toml").write_text(
+        "[train]\nmax_share = 0.5\n[train.learner.budget]\nsteps = 7\n"
+    )
+    monkeypatch.setenv("HYPRSTREAM_TRAIN__GATE__ALPHA", "0.05")
+    monkeypatch.setenv("HYPRSTREAM_TRAIN__LEARNER__BUDGET__SECONDS", "60")
+    learning = load_settings().train
+    usual = LearningConfig()
+    budget = replace(usual.learner.budget, steps=7, seconds=60.0)
+    assert learning == replace(
+        usual,
+        max_share=0.5,
+        learner=replace(usual.learner, budget=budget),
+        gate=replace(usual.gate, alpha=0.05),
+    )
+    assert load_settings().journal_file == bare / "data" / "hyprstream" / "learning" / "journal.db"
+
+
 @pytest.mark.parametrize(
     ("text", "named"),
     [
@@ -37,6 +57,10 @@ def test_the_file_is_read_and_the_environment_wins(bare, monkeypatch):
         ("[model]\nreff = 'x'", "model.reff"),
         ("[model]\ndtype = 'int3'", "model.dtype"),
         ("home = [", "hyprstream.toml"),
+        ("[train]\nmin_waiting = 1", "train.min_waiting"),
+        ("[train]\nmax_share = 1.5", "train.max_share is 1.5"),
+        ("[train.gate]\nalpha = 'small'", "train.gate.alpha"),
+        ("[train.learner]\nmin_waiting = 0", "min_waiting is 0"),
     ],
 )
 def test_a_mistake_in_the_file_is_named(bare, text, named):

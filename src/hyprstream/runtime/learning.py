@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from hyprstream.engine.engine import Engine
@@ -16,11 +16,12 @@ from hyprstream.refs import VersionId
 from hyprstream.runtime.adaptation import AdaptationLoop
 from hyprstream.runtime.adapters import Adapters, Tensors
 from hyprstream.runtime.journal import Journal
-from hyprstream.runtime.learners import Learner, LoopParts
-from hyprstream.runtime.publishing import StoreVersions, recover
-from hyprstream.runtime.watch import FeedbackWatch, WatchConfig
-from hyprstream.train.buffer import BufferConfig, SampleBuffer
-from hyprstream.train.gate import Gate, GateConfig
+from hyprstream.runtime.learners import Learner, LessonProgress, LoopParts, day_start, spent_on
+from hyprstream.runtime.learning_config import LearningConfig
+from hyprstream.runtime.publishing import StoreVersions, forget_deleted, recover
+from hyprstream.runtime.watch import FeedbackWatch
+from hyprstream.train.buffer import SampleBuffer
+from hyprstream.train.gate import Gate
 from hyprstream.train.trainer import Trainer
 
 _NUM_IO_THREADS = 1  # what the loop waits for comes one at a time
@@ -48,15 +49,6 @@ class Learning:
         self.journal.close()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LearningConfig:
-    """Bounds and tests that hold for all adapters."""
-
-    buffer: BufferConfig = field(default_factory=BufferConfig)
-    gate: GateConfig = field(default_factory=GateConfig)
-    watch: WatchConfig = field(default_factory=WatchConfig)
-
-
 def open_learning(
     model: Decoder,
     adapters: Adapters,
@@ -64,7 +56,8 @@ def open_learning(
     learners: Iterable[Learner],
     *,
     install: Callable[[VersionId, LoraWeights], None],
-    config: LearningConfig = LearningConfig(),
+    tell: Callable[[LessonProgress], None] = lambda _: None,
+    config: LearningConfig = LearningConfig(),  # noqa: B008 - frozen
 ) -> Learning:
     """Take up learning where the last process left it.
 
@@ -74,20 +67,14 @@ def open_learning(
         journal_file: Made if absent.
         learners: The adapters that learn.
         install: Lets requests use a version: `installer`.
+        tell: Told on the engine thread how far a version is.
         config: Bounds and tests.
 
     Raises:
         CacheBusyError: Another process learns with this journal.
         CorruptStoreError: The journal is damaged.
     """
-    journal = Journal(journal_file)
-    try:
-        recover(journal, adapters)
-        buffer = SampleBuffer(config.buffer, journal)
-        buffer.restore(journal.waiting(), journal.used())
-    except BaseException:
-        journal.close()
-        raise
+    journal, buffer = open_buffer(adapters, journal_file, config)
     base = BaseLayers(model.weights)
 
     def load(tensors: Tensors) -> LoraWeights:
@@ -103,9 +90,32 @@ def open_learning(
         io=io,
         norm_of=norm,
         clock=time.time,
+        tell=tell,
     )
-    loop = AdaptationLoop(parts, learners, FeedbackWatch(config.watch))
+    today = spent_on(journal.decisions(since=day_start(time.time())), time.time())
+    loop = AdaptationLoop(parts, learners, FeedbackWatch(config.watch), today)
     return Learning(loop=loop, buffer=buffer, journal=journal, io=io)
+
+
+def open_buffer(
+    adapters: Adapters, journal_file: Path, config: LearningConfig
+) -> tuple[Journal, SampleBuffer]:
+    """Take up the samples that the last process left; the caller closes the journal.
+
+    Raises:
+        CacheBusyError: Another process learns with this journal.
+        CorruptStoreError: The journal is damaged.
+    """
+    journal = Journal(journal_file)
+    try:
+        recover(journal, adapters)
+        forget_deleted(journal, adapters)
+        buffer = SampleBuffer(config.buffer, journal)
+        buffer.restore(journal.waiting(), journal.used())
+    except BaseException:
+        journal.close()
+        raise
+    return journal, buffer
 
 
 def installer(

@@ -19,6 +19,7 @@ from pydantic_settings import (
 from typing_extensions import override
 
 from hyprstream.errors import InvalidSettingsError
+from hyprstream.runtime.learning_config import LearningConfig
 from hyprstream.runtime.registries import RegistrySettings, name_problem
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -58,6 +59,7 @@ class Settings(BaseSettings):
     keyring: bool = True
     """Keep tokens of registries in the system's keyring, where there is one."""
     model: ModelSettings = Field(default_factory=ModelSettings)
+    train: LearningConfig = Field(default_factory=LearningConfig)
     registries: Mapping[str, RegistrySettings] = Field(default_factory=dict)
     """Registries of the user's own, by the scheme of their references."""
 
@@ -109,6 +111,11 @@ class Settings(BaseSettings):
     def training_folder(self) -> Path:
         """Folder of training runs that are not over."""
         return self.home.expanduser() / "training"
+
+    @property
+    def journal_file(self) -> Path:
+        """Database of what there is to learn from, and what was decided."""
+        return self.home.expanduser() / "learning" / "journal.db"
 
     @property
     def anchors_folder(self) -> Path:

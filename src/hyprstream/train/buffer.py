@@ -38,7 +38,7 @@ class BufferConfig:
     """Most tokens of one sample."""
     max_held_out: int = 128
     """Most samples that are set aside to judge by; beyond it, one by chance makes room."""
-    held_out_share: float = 0.15
+    held_out_share: float = 0.2
     """Share of prompts that are set aside."""
     max_replayed: int = 512
     """Most used samples that are kept to be learnt again: a fair choice of all that were."""
