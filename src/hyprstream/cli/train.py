@@ -137,6 +137,8 @@ def start(
         output.warn(f"there is no new version: {done.why}")
         return
     output.done(f"best after {done.step} steps; {done.why}")
+    if done.drift is not None:
+        output.done(f"loss on other text: {done.drift.share:+.1%} against the base model")
     if done.is_promoted:
         output.done(f"{name} is this version now")
     else:
