@@ -19,7 +19,7 @@ from hyprstream.cli.options import (
     grouped,
 )
 from hyprstream.cli.output import Format, Output
-from hyprstream.cli.session import Context, TrainingRun, load_base, session_of
+from hyprstream.cli.session import Context, Trained, TrainingRun, load_base, session_of
 from hyprstream.cli.stopping import Stopping
 from hyprstream.cli.train_options import (
     DataFormat,
@@ -133,17 +133,7 @@ def start(
                 output.hint(f"Go on with `hyprstream lora train start {name} --resume`.")
                 raise KeyboardInterrupt
             done = finish_training(run, _PROMOTIONS[promote], Note(by=BY, why=why))
-    if done.version is None:
-        output.warn(f"there is no new version: {done.why}")
-        return
-    output.done(f"best after {done.step} steps; {done.why}")
-    if done.drift is not None:
-        output.done(f"loss on other text: {done.drift.share:+.1%} against the base model")
-    if done.is_promoted:
-        output.done(f"{name} is this version now")
-    else:
-        output.hint(f"`hyprstream lora promote {name}:candidate` lets the name point at it.")
-    output.text(f"{name}@{done.version[:12]}\n")
+    _say_done(output, name, done)
 
 
 app.command()(stop)
@@ -254,6 +244,20 @@ def _check_samples(
             f"{others[0]} is about learning from files, and no file is named",
             hint=f"Name the files with --data, or leave out {others[0]}.",
         )
+
+
+def _say_done(output: Output, name: str, done: Trained) -> None:
+    if done.version is None:
+        output.warn(f"there is no new version: {done.why}")
+        return
+    output.done(f"best after {done.step} steps; {done.why}")
+    if done.drift is not None:
+        output.done(f"loss on other text: {done.drift.share:+.1%} against the base model")
+    if done.is_promoted:
+        output.done(f"{name} is this version now")
+    else:
+        output.hint(f"`hyprstream lora promote {name}:candidate` lets the name point at it.")
+    output.text(f"{name}@{done.version[:12]}\n")
 
 
 def _check(resume: bool, discard: bool, given: list[str]) -> None:
