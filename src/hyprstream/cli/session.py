@@ -73,6 +73,7 @@ __all__ = [
     "Repair",
     "SamplingParams",
     "Session",
+    "Settings",
     "TrainingRun",
     "Upkeep",
     "load_base",

@@ -39,8 +39,10 @@ if TYPE_CHECKING:
     from hyprstream.runtime.info import ModelInfo, describe, kept_info, remove_weights
     from hyprstream.runtime.model import Model
     from hyprstream.runtime.models import open_catalog
+    from hyprstream.runtime.runtime import Runtime
     from hyprstream.runtime.settings import Settings, load_settings
     from hyprstream.runtime.text import Completion, Generation, TextDelta
+    from hyprstream.runtime.text_service import Caller
     from hyprstream.runtime.trained import evaluate_adapter, finish_training
     from hyprstream.runtime.training import Training, TrainingRun
     from hyprstream.runtime.training_records import Evaluated, Trained, TrainingPlan
@@ -61,6 +63,7 @@ _HOMES = {
     "AugmentConfig": "hyprstream.train.augment",
     "CacheStatus": "hyprstream.catalog.records",
     "CachedModel": "hyprstream.catalog.records",
+    "Caller": "hyprstream.runtime.text_service",
     "Catalog": "hyprstream.catalog.catalog",
     "Check": "hyprstream.runtime.environment",
     "Collected": "hyprstream.store.records",
@@ -91,6 +94,7 @@ _HOMES = {
     "Recipe": "hyprstream.runtime.adapted",
     "RegistryStatus": "hyprstream.catalog.offer",
     "Repair": "hyprstream.catalog.records",
+    "Runtime": "hyprstream.runtime.runtime",
     "SamplingParams": "hyprstream.engine.request",
     "Settings": "hyprstream.runtime.settings",
     "Source": "hyprstream.runtime.exchange",
@@ -131,6 +135,7 @@ __all__ = [
     "AugmentConfig",
     "CacheStatus",
     "CachedModel",
+    "Caller",
     "Catalog",
     "Check",
     "Collected",
@@ -161,6 +166,7 @@ __all__ = [
     "Recipe",
     "RegistryStatus",
     "Repair",
+    "Runtime",
     "SamplingParams",
     "Settings",
     "Source",

@@ -5,11 +5,11 @@ one process.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from hyprstream.engine.assembly import build_core
 from hyprstream.engine.engine import Engine
@@ -23,6 +23,9 @@ from hyprstream.runtime.residence import Residence
 from hyprstream.runtime.settings import Settings, load_settings
 from hyprstream.runtime.text_service import TextService
 from hyprstream.store.manifest import check_base
+from hyprstream.store.records import Adapter
+
+Result = TypeVar("Result")
 
 _NUM_POOL_THREADS = 4  # templates, tokenizers, the store: short work that would hold up the loop
 
@@ -77,10 +80,10 @@ class Runtime:
             self._engine = self._build()
             opened.push_async_callback(self._engine.stop)
             self._engine.start()
-            residence = None
-            if self.generates:
-                residence = Residence(self._engine, self._resolve, self._pool)
-            self.text = TextService(self.model, self._engine, residence, self._pool)
+            self._residence = (
+                Residence(self._engine, self._resolve, self._pool) if self.generates else None
+            )
+            self.text = TextService(self.model, self._engine, self._residence, self._pool)
             self._opened = opened.pop_all()
         return self
 
@@ -106,6 +109,38 @@ class Runtime:
     def num_requests(self) -> int:
         """Requests that hold something of the engine."""
         return self._engine.num_requests
+
+    @property
+    def num_versions_in_use(self) -> int:
+        """Adapter versions that requests use."""
+        return 0 if self._residence is None else len(self._residence.in_use_now)
+
+    async def in_pool(self, work: Callable[[], Result]) -> Result:
+        """Do work that waits for the disk, or takes long, without holding up the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+    async def resolve(self, ref: str) -> VersionId:
+        """Tell which version a reference means.
+
+        Raises:
+            NotFoundError: There is no such adapter or version.
+            IncompatibleAdapterError: It was made for another model.
+        """
+        return await self.in_pool(lambda: self._resolve(ref))
+
+    async def compatible_adapters(self) -> list[Adapter]:
+        """List the adapters that were made for this model."""
+
+        def find() -> list[Adapter]:
+            base = self.model.fingerprint
+            manifest = self.adapters.manifest
+            return [
+                adapter
+                for adapter in self.adapters.list()
+                if manifest(adapter.version).base.fingerprint == base
+            ]
+
+        return await self.in_pool(find)
 
     def _build(self) -> Engine:
         config, model = self.settings.engine, self.model
