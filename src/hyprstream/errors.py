@@ -145,7 +145,8 @@ class InvalidDatasetError(InvalidInputError):
 
     Attributes:
         file: Its path, as text.
-        line: Where the problem is, counted from 1; None where it is the file as a whole.
+        problem: What is wrong.
+        line: Where that is, counted from 1; None where it is the file as a whole.
         unit: What is counted: lines, or the rows of a table.
     """
 
@@ -155,6 +156,7 @@ class InvalidDatasetError(InvalidInputError):
         place = str(file) if line is None else f"{file}, {unit} {line}"
         super().__init__(f"{place}: {problem}", hint="Correct the file; nothing was learnt of it.")
         self.file = str(file)
+        self.problem = problem
         self.line = line
         self.unit = unit
 

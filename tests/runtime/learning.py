@@ -106,6 +106,7 @@ class Pieces:
 class Report:
     grad_norm: float
     num_tokens: int
+    loss: float = 1.0
 
 
 @dataclass

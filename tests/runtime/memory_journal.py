@@ -1,6 +1,6 @@
 """A journal without a disk."""
 
-from hyprstream.runtime.journal import Action, Decision
+from hyprstream.runtime.journal_rows import Action, Decision
 from hyprstream.train.buffer import Fate
 from tests.train.logs import FakeLog
 

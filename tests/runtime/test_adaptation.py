@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,14 @@ from hyprstream.errors import InvalidSettingsError, StorageFullError
 from hyprstream.refs import AdapterName
 from hyprstream.runtime.adaptation import PAUSE_S, AdaptationLoop
 from hyprstream.runtime.journal import Journal
-from hyprstream.runtime.learners import Budget, Learner, LearnerConfig, LoopParts
+from hyprstream.runtime.learners import (
+    Budget,
+    Learner,
+    LearnerConfig,
+    LessonProgress,
+    LoopParts,
+    spent_on,
+)
 from hyprstream.runtime.watch import FeedbackWatch, WatchConfig
 from hyprstream.train.buffer import BufferConfig, SampleBuffer
 from hyprstream.train.gate import Gate, GateConfig
@@ -58,6 +66,7 @@ class Stage:
             for name in names
         ]
         self._journals: list[Journal] = []
+        self.told: list[LessonProgress] = []
         self.start()
 
     @property
@@ -89,6 +98,7 @@ class Stage:
             io=self.io,
             norm_of=lambda skill: 1.0 + skill.learnt,
             clock=self.clock,
+            tell=self.told.append,
         )
         self.loop = AdaptationLoop(parts, self.learners, FeedbackWatch(WatchConfig()))
 
@@ -131,6 +141,80 @@ def test_good_samples_become_a_version(stage):
     assert used == {number for decision in decisions for number in decision.samples}
     assert stage.loop.failure is None
     assert stage.loop.spent(A).steps == sum(d.numbers["steps"] for d in decisions)
+
+
+@pytest.mark.parametrize("num_slices", [1, 5, 30])
+def test_a_version_that_is_given_up_costs_no_sample(stage, num_slices):
+    before = stage.versions.names[A]
+    stage.add(A, range(30))
+    waiting = stage.buffer.num_waiting(A)
+    for _ in range(num_slices):
+        stage.loop.run_slice()
+    assert stage.loop.learning == A
+    stage.loop.give_up()
+    assert (stage.loop.learning, stage.trainer.names) == (None, [])
+    assert stage.buffer.num_waiting(A) == waiting
+    assert stage.versions.names[A] == before
+    stage.run()
+    assert "published" in stage.actions(A)
+
+
+def test_a_publication_that_has_begun_ends_before_the_rest_is_given_up(tmp_path):
+    stage = Stage(tmp_path, is_slow=True)
+    stage.add(A, range(30))
+    while not stage.slow.coming or stage.trainer.names == []:
+        stage.slow.go_on()
+        stage.loop.run_slice()
+    (stage_future, work), *_ = stage.slow.coming
+    stage_future.set_result(work())
+    stage.loop.give_up()
+    assert stage.actions(A) == ["published"]
+    assert stage.buffer.counts()[A]["taken"] == 0
+    stage.journal.close()
+
+
+def test_who_is_dismissed_learns_no_more_and_who_is_enrolled_does(stage):
+    stage.add(A, range(30))
+    for _ in range(10):
+        stage.loop.run_slice()
+    stage.loop.dismiss(A)
+    assert not stage.loop.ready()
+    assert (stage.loop.learning, stage.actions()) == (None, [])
+    fewer = [trusted(6000 + number) for number in range(9)]
+    stage.loop.enrol(replace(stage.learners[0], trusted={"manual": fewer}))
+    stage.run()
+    assert "published" in stage.actions(A)
+
+
+def test_what_a_day_took_is_known_in_the_next_process(stage):
+    stage.add(A, range(60))
+    stage.run()
+    found = spent_on(stage.journal.decisions(), stage.clock())
+    assert set(found) == {A}
+    spent = stage.loop.spent(A)
+    assert (found[A].steps, found[A].tokens) == (spent.steps, spent.tokens)
+    assert spent_on(stage.journal.decisions(), stage.clock() + 86_400) == {}
+    config = replace(CONFIG, budget=Budget(steps=spent.steps))
+    loop = AdaptationLoop(
+        stage.loop._parts, [replace(stage.learners[0], config=config)],
+        FeedbackWatch(WatchConfig()), found,
+    )  # fmt: skip
+    stage.add(A, range(100, 140))
+    assert not loop.ready()
+    stage.clock.now += 86_400
+    assert loop.ready()
+
+
+def test_how_far_a_version_is_can_be_followed(stage):
+    stage.add(A, range(40))
+    stage.run()
+    told = stage.told
+    first = told[: [t.phase for t in told].index("judging") + 1]
+    assert [t.phase for t in first] == ["screening", *["learning"] * 9, "judging"]
+    assert [t.step for t in first[1:-1]] == list(range(9))
+    assert {t.num_steps for t in first[1:]} == {8}
+    assert first[1].loss is None
+    assert first[-1].num_tokens == stage.journal.decisions(A)[0].numbers["tokens"]
 
 
 def test_poison_is_rejected_and_the_samples_are_gone(stage):

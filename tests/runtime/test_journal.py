@@ -7,7 +7,8 @@ import pytest
 from hyprstream.errors import CacheBusyError, CorruptStoreError, InvalidSettingsError
 from hyprstream.refs import AdapterName, VersionId
 from hyprstream.runtime import journal as journal_module
-from hyprstream.runtime.journal import Decision, Journal, RequestRow
+from hyprstream.runtime.journal import Journal
+from hyprstream.runtime.journal_rows import Decision, RequestRow
 from hyprstream.train.sample import Sample
 
 A = AdapterName("a")

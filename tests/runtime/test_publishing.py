@@ -3,8 +3,10 @@
 import pytest
 
 from hyprstream.errors import AdapterMemoryFullError, StaleParentError
-from hyprstream.runtime.journal import Decision, Journal
-from hyprstream.runtime.publishing import StoreVersions, recover
+from hyprstream.refs import AdapterName
+from hyprstream.runtime.journal import Journal
+from hyprstream.runtime.journal_rows import Decision
+from hyprstream.runtime.publishing import StoreVersions, forget_deleted, recover
 from hyprstream.store.manifest import Draft
 from hyprstream.store.records import Note
 from tests.runtime.learning import Skill, lesson
@@ -108,3 +110,19 @@ def test_the_store_says_how_a_killed_publication_ended(scene, tmp_path):
 def _draft(scene, parent):
     manifest = scene.adapters.manifest(parent)
     return Draft(base=manifest.base.fingerprint, kinds=manifest.kinds, spec={}, codec="zstd")
+
+
+def test_an_adapter_that_takes_a_name_learns_nothing_of_the_one_before(scene, tmp_path):
+    journal = Journal(tmp_path / "journal.db")
+    of_nobody = journal.append(AdapterName("nobody"), lesson(1), "r1", held_out=False)
+    old = [journal.append(NAME, lesson(n), f"r{n}", held_out=n == 2) for n in (2, 3)]
+    journal.end(old[1:], "used")
+    scene.adapters.delete(NAME)
+    again = open_adapters(tmp_path)  # makes it anew
+    new = journal.append(NAME, lesson(4), "r4", held_out=False)
+    forget_deleted(journal, again)
+    assert [kept.id for kept in journal.waiting()] == [new]
+    assert list(journal.used()) == []
+    assert of_nobody not in (kept.id for kept in journal.waiting())
+    again.close()
+    journal.close()

@@ -18,7 +18,7 @@ from hyprstream.errors import (
     UnavailableError,
     UnsupportedFormatError,
 )
-from hyprstream.refs import VersionId
+from hyprstream.refs import AdapterName, VersionId
 from hyprstream.store.disk import Disk
 from hyprstream.store.index import Index
 from hyprstream.store.store import AdapterStore
@@ -127,9 +127,25 @@ def test_a_page_of_garbage_is_found(tmp_path: Path):
 def test_a_store_of_a_newer_program_is_left_alone(tmp_path: Path):
     AdapterStore(tmp_path).close()
     with closing(sqlite3.connect(tmp_path / "names.db")) as db:
-        db.execute("PRAGMA user_version = 2")
-    with pytest.raises(UnsupportedFormatError, match="store of format 2, 1 is supported"):
+        db.execute("PRAGMA user_version = 3")
+    with pytest.raises(UnsupportedFormatError, match="store of format 3, 2 is supported"):
         AdapterStore(tmp_path)
+
+
+def test_a_store_of_the_first_format_gains_what_it_lacks(tmp_path: Path):
+    store = AdapterStore(tmp_path)
+    name = AdapterName("a")
+    store.create(name, store.commit(b"x", draft()))
+    store.close()
+    with closing(sqlite3.connect(tmp_path / "names.db", isolation_level=None)) as db:
+        db.execute("DROP TABLE belongings")
+        db.execute("PRAGMA user_version = 1")
+    for _ in range(2):
+        store = AdapterStore(tmp_path)
+        store.belongings.put(name, "learning", b"1")
+        assert store.belongings.get(name, "learning") == b"1"
+        assert len(store.history(name)) == 1
+        store.close()
 
 
 def test_a_change_does_not_wait_for_ever(tmp_path: Path):

@@ -35,7 +35,7 @@ _GLYPHS: Mapping[str, tuple[int, ...]] = {
     "a": (0, 3, 5, 5, 3), "d": (1, 1, 3, 5, 3), "e": (2, 5, 7, 4, 3), "g": (3, 5, 3, 1, 6),
     "h": (4, 4, 6, 5, 5), "i": (2, 0, 2, 2, 2), "l": (6, 2, 2, 2, 7), "n": (0, 6, 5, 5, 5),
     "o": (0, 2, 5, 5, 2), "p": (0, 6, 5, 6, 4), "r": (0, 3, 4, 4, 4), "s": (0, 3, 6, 3, 6),
-    "t": (2, 7, 2, 2, 1), "u": (0, 5, 5, 5, 3),
+    "t": (2, 7, 2, 2, 1), "u": (0, 5, 5, 5, 3), "v": (0, 5, 5, 5, 2),
 }  # fmt: skip
 
 
@@ -58,13 +58,18 @@ class Word:
     colour: Colour = _BLACK
 
 
-def write_curves(file: Path, curve: Sequence[Point]) -> None:
+def write_curves(file: Path, curve: Sequence[Point], *, axis: str = "step") -> None:
     """Draw the curve of a run; the file's ending says how.
+
+    Args:
+        file: The picture.
+        curve: Points with their losses.
+        axis: What the points are counted in.
 
     Raises:
         InvalidRequestError: The ending is another one, or the file cannot be written.
     """
-    shapes = drawing(curve)
+    shapes = drawing(curve, axis)
     if file.suffix == ".svg":
         data = svg(shapes).encode()
     elif file.suffix == ".png":
@@ -81,7 +86,7 @@ def write_curves(file: Path, curve: Sequence[Point]) -> None:
         ) from error
 
 
-def drawing(curve: Sequence[Point]) -> list[Line | Word]:
+def drawing(curve: Sequence[Point], axis: str = "step") -> list[Line | Word]:
     """Lay out axes and curves: the losses of steps, and those of held-out samples."""
     training = [(p.step, p.loss) for p in curve if p.loss is not None]
     held_out = [(p.step, p.held_out_loss) for p in curve if p.held_out_loss is not None]
@@ -106,7 +111,7 @@ def drawing(curve: Sequence[Point]) -> list[Line | Word]:
         x, y = place(step, low)
         shapes.append(Line(points=((x, y), (x, y + 5)), colour=_BLACK))
         shapes.append(Word(text=str(step), x=x, y=y + 20, anchor="middle"))
-    shapes.append(Word(text="step", x=WIDTH - _RIGHT, y=HEIGHT - 4, anchor="end"))
+    shapes.append(Word(text=axis, x=WIDTH - _RIGHT, y=HEIGHT - 4, anchor="end"))
     for found, colour, name, x in (
         (training, _BLUE, "training loss", _LEFT),
         (held_out, _RED, "held-out loss", _LEFT + 200),

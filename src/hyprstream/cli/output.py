@@ -18,9 +18,9 @@ from hyprstream.errors import HyprstreamError, InvalidRequestError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from hyprstream.cli.progress import StepProgress, TransferProgress
+    from hyprstream.cli.progress import LessonSteps, StepProgress, TransferProgress
 else:
-    Console = StepProgress = TransferProgress = (
+    Console = LessonSteps = StepProgress = TransferProgress = (
         object  # rich is imported when something is printed with it
     )
 
@@ -124,6 +124,17 @@ class Output:
         from hyprstream.cli.progress import StepProgress
 
         return StepProgress(self._console("stderr"), num_steps, quiet=self.quiet)
+
+    def lessons(self) -> LessonSteps:
+        """Follow the making of versions inside a `with` block."""
+        from hyprstream.cli.progress import LessonSteps
+
+        return LessonSteps(self._console("stderr"), quiet=self.quiet)
+
+    def clear(self) -> None:
+        """Begin at the top of the terminal again; data that goes elsewhere just goes on."""
+        if self._stdout.isatty():
+            self._stdout.write("\x1b[H\x1b[2J")
 
     def confirm(self, question: str, *, yes: bool) -> bool:
         """Ask before something is destroyed.

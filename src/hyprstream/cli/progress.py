@@ -1,5 +1,7 @@
 """Shows how long work goes: bytes, rate and time left on a terminal, one line each in a log."""
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -18,9 +20,9 @@ from rich.progress import (
 from hyprstream.cli.text import in_bytes, in_time, one_line
 
 if TYPE_CHECKING:
-    from hyprstream.runtime import TrainingProgress
+    from hyprstream.runtime import LessonProgress, TrainingProgress
 else:
-    TrainingProgress = object  # it brings torch
+    LessonProgress = TrainingProgress = object  # the second one brings torch
 
 
 @dataclass(slots=True)
@@ -133,6 +135,76 @@ class StepProgress:
         return point.held_out_loss is not None or point.step in (1, progress.num_steps)
 
     def __enter__(self) -> "StepProgress":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+
+class LessonSteps:
+    """Follows the making of versions on stderr: a line that changes, or one now and then."""
+
+    _EVERY = 5  # steps between lines in a log
+
+    def __init__(
+        self, console: Console, *, quiet: bool, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._console = console
+        self._quiet = quiet
+        self._clock = clock
+        self._shown: LessonProgress | None = None
+        self._began = 0.0
+        self._bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("{task.fields[told]}", markup=False),
+            console=console,
+            disable=quiet or not console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=None, told="")
+
+    def show(self, progress: LessonProgress) -> None:
+        """Show how far it is, if that is news."""
+        if progress == self._shown:
+            return
+        is_new_phase = self._shown is None or self._shown.phase != progress.phase
+        self._shown = progress
+        if is_new_phase:
+            self._began = self._clock()
+        told = self._told(progress)
+        if not self._bar.disable:
+            total = progress.num_steps or None
+            self._bar.update(
+                self._task,
+                description=progress.phase,
+                total=total,
+                completed=progress.step,
+                told=told,
+            )
+        elif not self._quiet and (is_new_phase or self._is_told(progress)):
+            self._console.print(f"{progress.phase}{told}", markup=False, soft_wrap=True)
+
+    def _told(self, progress: LessonProgress) -> str:
+        if progress.phase != "learning" or progress.loss is None:
+            return ""
+        passed = max(1e-9, self._clock() - self._began)
+        left = passed / progress.step * (progress.num_steps - progress.step)
+        return (
+            f": step {progress.step} of {progress.num_steps}, loss {progress.loss:.4f}, "
+            f"{progress.num_tokens / passed:,.0f} tokens/s, {in_time(left)} left"
+        )
+
+    def _is_told(self, progress: LessonProgress) -> bool:
+        step = progress.step
+        return step in (1, progress.num_steps) or step % self._EVERY == 0
+
+    def __enter__(self) -> "LessonSteps":
         self._bar.start()
         return self
 

@@ -25,9 +25,13 @@ if TYPE_CHECKING:
         Completion,
         Coverage,
         Damage,
+        Decision,
         Generation,
         GridStatistics,
+        LearningPolicy,
+        LearningStatus,
         Leftover,
+        LessonProgress,
         Model,
         ModelInfo,
         ModuleChange,
@@ -36,7 +40,9 @@ if TYPE_CHECKING:
         Point,
         Progress,
         Repair,
+        SampleTraining,
         SamplingParams,
+        Sent,
         Settings,
         TrainingRun,
         Upkeep,
@@ -46,6 +52,7 @@ else:
     GridStatistics = ModuleChange = ModuleSummary = object
     CachedModel = CacheStatus = Damage = Leftover = Offer = Progress = Repair = Upkeep = object
     Point = TrainingRun = object
+    Decision = LearningPolicy = LearningStatus = LessonProgress = SampleTraining = Sent = object
     Completion = Generation = Model = ModelInfo = SamplingParams = Settings = object
     Context = typer.Context.__base__  # what typer gives to commands; the tests check types
 
@@ -60,9 +67,13 @@ __all__ = [
     "Context",
     "Coverage",
     "Damage",
+    "Decision",
     "Generation",
     "GridStatistics",
+    "LearningPolicy",
+    "LearningStatus",
     "Leftover",
+    "LessonProgress",
     "Model",
     "ModelInfo",
     "ModuleChange",
@@ -71,7 +82,9 @@ __all__ = [
     "Point",
     "Progress",
     "Repair",
+    "SampleTraining",
     "SamplingParams",
+    "Sent",
     "Session",
     "Settings",
     "TrainingRun",

@@ -1,10 +1,8 @@
 """`hyprstream lora train`: adapters learn from files, in the foreground."""
 
-import signal
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Annotated, Any, Literal
 
 import typer
@@ -22,6 +20,7 @@ from hyprstream.cli.options import (
 )
 from hyprstream.cli.output import Format, Output
 from hyprstream.cli.session import Context, TrainingRun, load_base, session_of
+from hyprstream.cli.stopping import Stopping
 from hyprstream.cli.train_options import (
     DataFormat,
     DataOptions,
@@ -30,6 +29,8 @@ from hyprstream.cli.train_options import (
     given_names,
     plan_of,
 )
+from hyprstream.cli.train_samples import sample, start_from_samples
+from hyprstream.cli.train_status import policy, status, stop
 from hyprstream.errors import InvalidRequestError
 
 BY = "hyprstream lora train"
@@ -79,13 +80,22 @@ def start(
     force: ForceOption = False,
     loading: LoadOptions,
 ) -> None:
-    """Train an adapter on records, and print the reference of the version that comes of it.
+    """Train an adapter, and print the reference of the version that comes of it.
 
-    Ctrl-C ends it after the current step; --resume goes on from there.
+    With --data it learns from files. Ctrl-C, or `train stop`, ends it after the current step;
+    --resume goes on from there.
+
+    Without --data it learns from the samples that were sent and wait, as it does beside
+    serving: what comes of them is judged, and published only if it is better on what was held
+    out and not worse on what is trusted. Of the settings those of training hold, and --epochs.
     """
     from hyprstream.runtime import Note, Training, finish_training, load_settings, open_adapters
 
     _check(resume, discard, given_names(what, how, long))
+    if not resume and not what.data:
+        _check_samples(discard, promote, plot, given_names(what, long), long)
+        start_from_samples(session_of(ctx), name, base_model, loading, how.given(), long.epochs)
+        return
     plan = None if resume else plan_of(what, how, long)
     session = session_of(ctx)
     output = session.output
@@ -118,6 +128,12 @@ def start(
     else:
         output.hint(f"`hyprstream lora promote {name}:candidate` lets the name point at it.")
     output.text(f"{name}@{done.version[:12]}\n")
+
+
+app.command()(stop)
+app.command()(status)
+app.command()(sample)
+app.command()(policy)
 
 
 @app.command("eval")
@@ -176,38 +192,13 @@ def evaluate(
     )
 
 
-class _Stopping:
-    """Turns the first Ctrl-C of a `with` block into a wish; the second one is obeyed at once."""
-
-    def __init__(self) -> None:
-        self.is_wanted = False
-        self._before: Any = None
-
-    def __enter__(self) -> "_Stopping":
-        self._before = signal.signal(signal.SIGINT, self._note)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        signal.signal(signal.SIGINT, self._before)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        del number, frame
-        if self.is_wanted:
-            raise KeyboardInterrupt
-        self.is_wanted = True
-
-
 def _train(output: Output, run: TrainingRun) -> bool:
     """Take the steps, showing each; return whether they are all taken."""
-    with _Stopping() as stopping, output.steps(run.length.num_steps) as shown:
+    with Stopping() as stopping, output.steps(run.length.num_steps) as shown:
         for progress in run.steps():
             shown.step(progress)
-            if stopping.is_wanted and not run.run.is_over:
+            is_wanted = stopping.is_wanted or run.is_stop_wanted
+            if is_wanted and not run.run.is_over:
                 run.save()
                 return False
     return True
@@ -227,6 +218,25 @@ def _say_data(output: Output, run: TrainingRun) -> None:
     ):
         if count:
             output.warn(f"{count} {what}")
+
+
+def _check_samples(
+    discard: bool, promote: bool | None, plot: Path | None, given: list[str], long: RunOptions
+) -> None:
+    """Refuse what is said of files where there are none.
+
+    Raises:
+        InvalidRequestError: Something is.
+    """
+    others = [option for option in given if long.epochs is None or option != "--epochs"]
+    others += ["--discard"] if discard else []
+    others += ["--plot"] if plot is not None else []
+    others += ["--promote"] if promote is not None else []
+    if others:
+        raise InvalidRequestError(
+            f"{others[0]} is about learning from files, and no file is named",
+            hint=f"Name the files with --data, or leave out {others[0]}.",
+        )
 
 
 def _check(resume: bool, discard: bool, given: list[str]) -> None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from hyprstream.runtime.adapter_records import AdapterDiff, AdapterInfo, Committed
     from hyprstream.runtime.adapters import Adapters, open_adapters
     from hyprstream.runtime.device import set_threads
+    from hyprstream.runtime.enrolment import learner_of
     from hyprstream.runtime.environment import Check, environment_report
     from hyprstream.runtime.exchange import (
         Destination,
@@ -37,15 +38,29 @@ if TYPE_CHECKING:
         import_adapter,
     )
     from hyprstream.runtime.info import ModelInfo, describe, kept_info, remove_weights
+    from hyprstream.runtime.journal_rows import Decision
+    from hyprstream.runtime.learners import LessonProgress
+    from hyprstream.runtime.learning_report import LearningStatus, learning_status
     from hyprstream.runtime.model import Model
     from hyprstream.runtime.models import open_catalog
+    from hyprstream.runtime.policy import LearningPolicy, Policies
     from hyprstream.runtime.runtime import Runtime
+    from hyprstream.runtime.sample_training import SampleTraining
+    from hyprstream.runtime.samples import (
+        Sent,
+        conversation,
+        sample_maker,
+        samples_of_files,
+        send_samples,
+    )
     from hyprstream.runtime.settings import Settings, load_settings
     from hyprstream.runtime.text import Completion, Generation, TextDelta
     from hyprstream.runtime.text_service import Caller
     from hyprstream.runtime.trained import evaluate_adapter, finish_training
     from hyprstream.runtime.training import Training, TrainingRun
+    from hyprstream.runtime.training_place import TrainingPlace
     from hyprstream.runtime.training_records import Evaluated, Trained, TrainingPlan
+    from hyprstream.runtime.unrelated import unrelated_samples
     from hyprstream.store.records import Collected, Note
     from hyprstream.train.augment import AugmentConfig
     from hyprstream.train.curriculum import CurriculumConfig
@@ -73,13 +88,17 @@ _HOMES = {
     "CurriculumConfig": "hyprstream.train.curriculum",
     "Damage": "hyprstream.catalog.records",
     "DataConfig": "hyprstream.train.dataset",
+    "Decision": "hyprstream.runtime.journal_rows",
     "Destination": "hyprstream.runtime.exchange",
     "Evaluated": "hyprstream.runtime.training_records",
     "Found": "hyprstream.catalog.many",
     "Generation": "hyprstream.runtime.text",
     "Grammar": "hyprstream.engine.request",
     "GridStatistics": "hyprstream.vdb.statistics",
+    "LearningPolicy": "hyprstream.runtime.policy",
+    "LearningStatus": "hyprstream.runtime.learning_report",
     "Leftover": "hyprstream.catalog.records",
+    "LessonProgress": "hyprstream.runtime.learners",
     "LoadedAdapter": "hyprstream.runtime.adapted",
     "LoraSpec": "hyprstream.lora.spec",
     "Model": "hyprstream.runtime.model",
@@ -89,24 +108,29 @@ _HOMES = {
     "Note": "hyprstream.store.records",
     "Offer": "hyprstream.catalog.offer",
     "Point": "hyprstream.train.run",
+    "Policies": "hyprstream.runtime.policy",
     "Progress": "hyprstream.catalog.card",
     "Provider": "hyprstream.catalog.credentials",
     "Recipe": "hyprstream.runtime.adapted",
     "RegistryStatus": "hyprstream.catalog.offer",
     "Repair": "hyprstream.catalog.records",
     "Runtime": "hyprstream.runtime.runtime",
+    "SampleTraining": "hyprstream.runtime.sample_training",
     "SamplingParams": "hyprstream.engine.request",
+    "Sent": "hyprstream.runtime.samples",
     "Settings": "hyprstream.runtime.settings",
     "Source": "hyprstream.runtime.exchange",
     "Target": "hyprstream.vdb.learned.rate",
     "TextDelta": "hyprstream.runtime.text",
     "Trained": "hyprstream.runtime.training_records",
     "Training": "hyprstream.runtime.training",
+    "TrainingPlace": "hyprstream.runtime.training_place",
     "TrainingPlan": "hyprstream.runtime.training_records",
     "TrainingProgress": "hyprstream.train.run",
     "TrainingRun": "hyprstream.runtime.training",
     "Upkeep": "hyprstream.catalog.upkeep",
     "base_model_ref": "hyprstream.runtime.adapted",
+    "conversation": "hyprstream.runtime.samples",
     "create_adapter": "hyprstream.runtime.adapted",
     "describe": "hyprstream.runtime.info",
     "environment_report": "hyprstream.runtime.environment",
@@ -115,6 +139,8 @@ _HOMES = {
     "finish_training": "hyprstream.runtime.trained",
     "import_adapter": "hyprstream.runtime.exchange",
     "kept_info": "hyprstream.runtime.info",
+    "learner_of": "hyprstream.runtime.enrolment",
+    "learning_status": "hyprstream.runtime.learning_report",
     "load_adapter": "hyprstream.runtime.adapted",
     "load_settings": "hyprstream.runtime.settings",
     "open_accounts": "hyprstream.runtime.accounts",
@@ -122,8 +148,12 @@ _HOMES = {
     "open_catalog": "hyprstream.runtime.models",
     "registry_statuses": "hyprstream.catalog.many",
     "remove_weights": "hyprstream.runtime.info",
+    "sample_maker": "hyprstream.runtime.samples",
+    "samples_of_files": "hyprstream.runtime.samples",
     "search_models": "hyprstream.catalog.many",
+    "send_samples": "hyprstream.runtime.samples",
     "set_threads": "hyprstream.runtime.device",
+    "unrelated_samples": "hyprstream.runtime.unrelated",
 }
 
 __all__ = [
@@ -145,13 +175,17 @@ __all__ = [
     "CurriculumConfig",
     "Damage",
     "DataConfig",
+    "Decision",
     "Destination",
     "Evaluated",
     "Found",
     "Generation",
     "Grammar",
     "GridStatistics",
+    "LearningPolicy",
+    "LearningStatus",
     "Leftover",
+    "LessonProgress",
     "LoadedAdapter",
     "LoraSpec",
     "Model",
@@ -161,24 +195,29 @@ __all__ = [
     "Note",
     "Offer",
     "Point",
+    "Policies",
     "Progress",
     "Provider",
     "Recipe",
     "RegistryStatus",
     "Repair",
     "Runtime",
+    "SampleTraining",
     "SamplingParams",
+    "Sent",
     "Settings",
     "Source",
     "Target",
     "TextDelta",
     "Trained",
     "Training",
+    "TrainingPlace",
     "TrainingPlan",
     "TrainingProgress",
     "TrainingRun",
     "Upkeep",
     "base_model_ref",
+    "conversation",
     "create_adapter",
     "describe",
     "environment_report",
@@ -187,6 +226,8 @@ __all__ = [
     "finish_training",
     "import_adapter",
     "kept_info",
+    "learner_of",
+    "learning_status",
     "load_adapter",
     "load_settings",
     "open_accounts",
@@ -194,8 +235,12 @@ __all__ = [
     "open_catalog",
     "registry_statuses",
     "remove_weights",
+    "sample_maker",
+    "samples_of_files",
     "search_models",
+    "send_samples",
     "set_threads",
+    "unrelated_samples",
 ]
 
 

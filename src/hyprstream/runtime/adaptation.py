@@ -11,28 +11,23 @@ other threads, and the loop is not ready meanwhile.
 """
 
 import logging
-import random
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Generator, Iterable, Mapping
+from concurrent.futures import Future, wait
 from typing import Any, Generic
 
 from hyprstream.errors import HyprstreamError, StaleParentError, UnavailableError
 from hyprstream.refs import AdapterName, VersionId
-from hyprstream.runtime.journal import Action, Decision
+from hyprstream.runtime.journal_rows import Action, Decision
 from hyprstream.runtime.learners import Learner, LoopParts, Spent, Weights
-from hyprstream.runtime.lesson import Lesson, Pieces, Result, losses, pair, run
+from hyprstream.runtime.lesson import Lesson, Pieces, Result, run
+from hyprstream.runtime.teaching import Teaching
 from hyprstream.runtime.watch import FeedbackWatch, Worse
-from hyprstream.train.buffer import Fate, Kept
-from hyprstream.train.gate import Evidence, Pairs, Verdict
-from hyprstream.train.sample import Sample
-from hyprstream.train.screen import counted, rotated, screen, unlikely, with_prompts
+from hyprstream.train.buffer import Fate
 
 log = logging.getLogger(__name__)
 
 PAUSE_S = 60.0
 """How long an adapter does not learn after a disk, or the engine, refused."""
-
-_ASSOCIATED = 64  # samples that are tried with the prompts of others
 
 
 class AdaptationLoop(Generic[Weights]):
@@ -48,19 +43,25 @@ class AdaptationLoop(Generic[Weights]):
         parts: What it joins.
         learners: The adapters that learn.
         watch: What users say of versions.
+        spent: What their learning took today before, in other processes.
     """
 
     def __init__(
-        self, parts: LoopParts[Weights], learners: Iterable[Learner], watch: FeedbackWatch
+        self,
+        parts: LoopParts[Weights],
+        learners: Iterable[Learner],
+        watch: FeedbackWatch,
+        spent: Mapping[AdapterName, Spent] | None = None,
     ) -> None:
         self._parts = parts
         self._learners = {learner.name: learner for learner in learners}
         self._watch = watch
-        self._spent = {name: Spent() for name in self._learners}
-        self._paused_until: dict[AdapterName, float] = {}
-        self._origin: dict[AdapterName, dict[str, list[float]]] = {}
+        self._spent = dict(spent or {})
+        self._teaching = Teaching(parts, self.spent)
+        self._pauses: dict[AdapterName, tuple[float, HyprstreamError]] = {}
         self._cycle: Generator[None, None, None] | None = None
         self._learning: AdapterName | None = None
+        self._lesson: Lesson[Weights] | None = None
         self._awaited: Future[Any] | None = None
         self._failure: Exception | None = None
 
@@ -76,7 +77,42 @@ class AdaptationLoop(Generic[Weights]):
 
     def spent(self, name: AdapterName) -> Spent:
         """Tell what the learning of an adapter took today."""
-        return self._spent[name].today(self._parts.clock())
+        return self._spent.setdefault(name, Spent()).today(self._parts.clock())
+
+    def enrol(self, learner: Learner) -> None:
+        """Let an adapter learn from its next version on, or in another way; from any thread."""
+        self._learners = {**self._learners, learner.name: learner}
+
+    def dismiss(self, name: AdapterName) -> None:
+        """Let an adapter learn no more; from any thread.
+
+        A version that is being made is given up with the next slice, its samples wait again.
+        """
+        self._learners = {n: learner for n, learner in self._learners.items() if n != name}
+
+    def give_up(self) -> None:
+        """Give up the version that is being made; its samples wait again.
+
+        What is on its way to the disk gets there first: a publication that has begun ends.
+        """
+        while self._awaited is not None:
+            self.wait()
+            self.run_slice()
+        if self._cycle is not None:
+            self._cycle.close()
+        if self._learning is not None:
+            self._parts.buffer.give_back(self._learning)
+        self._cycle, self._learning, self._lesson = None, None, None
+
+    def pause(self, name: AdapterName) -> HyprstreamError | None:
+        """Return why an adapter does not learn for a while; None if nothing stands against it."""
+        until, why = self._pauses.get(name, (0.0, None))
+        return why if self._parts.clock() < until else None
+
+    def wait(self) -> None:
+        """Return when what the loop waits for is there."""
+        if self._awaited is not None:
+            wait([self._awaited])
 
     def observe(self, name: AdapterName, version: VersionId, *, is_bad: bool) -> None:
         """Note what a user said of an answer of a version."""
@@ -88,6 +124,8 @@ class AdaptationLoop(Generic[Weights]):
             return False
         if self._awaited is not None:
             return self._awaited.done()
+        if self._learning is not None and self._learning not in self._learners:
+            self.give_up()
         return (
             self._cycle is not None or self._watch.worse() is not None or self._next() is not None
         )
@@ -100,13 +138,15 @@ class AdaptationLoop(Generic[Weights]):
                 self._cycle = self._begin()
             next(self._cycle)
         except StopIteration:
-            self._cycle, self._learning = None, None
+            self._cycle, self._learning, self._lesson = None, None, None
         except Exception as error:
             # Whatever went wrong, it is not the requests' concern: learning ends, serving goes on.
             log.exception("learning has failed and is switched off")
             self._failure = error
         if self._learning is not None:
             self.spent(self._learning).seconds += self._parts.clock() - began
+        if self._lesson is not None:
+            self._lesson.seconds += self._parts.clock() - began
 
     # What comes next ------------------------------------------------------------------
 
@@ -130,7 +170,7 @@ class AdaptationLoop(Generic[Weights]):
             buffer.num_waiting(learner.name) >= config.min_waiting
             and buffer.num_held_out(learner.name) >= config.min_held_out
             and self.spent(learner.name).is_within(config.budget)
-            and self._parts.clock() >= self._paused_until.get(learner.name, 0.0)
+            and self.pause(learner.name) is None
         )
 
     # One version ----------------------------------------------------------------------
@@ -144,15 +184,16 @@ class AdaptationLoop(Generic[Weights]):
             return
         kept = parts.buffer.take(name, learner.config.max_samples)
         lesson = Lesson(learner=learner, parent=parent, start=start, kept=kept)
+        self._lesson, teaching = lesson, self._teaching
         try:
-            yield from self._collect(lesson)
-            doubts = self._doubts(lesson)
+            yield from teaching.collect(lesson)
+            doubts = teaching.doubts(lesson)
             if doubts:
                 yield from self._drop(lesson, "rejected", doubts)
                 return
-            yield from self._step(lesson)
+            yield from teaching.step(lesson)
             candidate = yield from run(parts.trainer.begin_snapshot(name))
-            verdict = yield from self._judge(lesson, candidate)
+            verdict = yield from teaching.judge(lesson, candidate)
             if verdict.accepted:
                 yield from self._publish(lesson, candidate)
             else:
@@ -173,88 +214,13 @@ class AdaptationLoop(Generic[Weights]):
 
     def _pause(self, name: AdapterName, error: HyprstreamError) -> None:
         log.warning("learning of %s pauses: %s", name, error)
-        self._paused_until[name] = self._parts.clock() + PAUSE_S
-
-    def _collect(self, lesson: Lesson[Weights]) -> Pieces[None]:
-        """Choose what is worth learning from, and measure it under the parent."""
-        trainer = self._parts.trainer
-        samples = [kept.sample for kept in lesson.kept]
-        suspects = screen(samples)
-        plausible = [kept for i, kept in enumerate(lesson.kept) if i not in suspects]
-        found = yield from losses(trainer, lesson, lesson.start, [k.sample for k in plausible])
-        noise = unlikely(found, lesson.learner.uniform_loss)
-        lesson.learnt = [kept for i, kept in enumerate(plausible) if i not in noise]
-        lesson.losses = found
-        numbers = {f"suspect/{kind}": n for kind, n in counted({**suspects}).items()}
-        numbers["suspect/unlikely"] = len(noise)
-        lesson.numbers = {
-            "samples": len(samples),
-            "suspects": len(suspects) + len(noise),
-            **numbers,
-        }
-        asked = with_prompts([kept.sample for kept in lesson.learnt])[:_ASSOCIATED]
-        if len(asked) > 1:
-            own = yield from losses(trainer, lesson, lesson.start, asked)
-            others = yield from losses(trainer, lesson, lesson.start, rotated(asked))
-            lesson.association = Pairs(before=own, after=others)
-
-    def _doubts(self, lesson: Lesson[Weights]) -> tuple[str, ...]:
-        """Return why no time shall be spent on these samples."""
-        found = self._parts.gate.doubts(lesson.material)
-        lesson.numbers |= found.numbers
-        nothing = () if lesson.learnt else ("no sample is worth learning from",)
-        return (*found.reasons, *nothing)
-
-    def _step(self, lesson: Lesson[Weights]) -> Pieces[None]:
-        """Take optimizer steps over what was chosen, in an order that follows from the seed."""
-        learner, trainer = lesson.learner, self._parts.trainer
-        config, name = learner.config, learner.name
-        trainer.open(name, lesson.start, spec=learner.spec, config=learner.training)
-        chance = random.Random(config.seed)  # noqa: S311 - an order, no secret
-        num_steps = max(1, round(config.epochs * len(lesson.learnt) / config.samples_per_step))
-        order: list[Kept] = []
-        for _ in range(num_steps):
-            if not self.spent(name).is_within(config.budget):
-                break
-            while len(order) < config.samples_per_step:
-                order += chance.sample(lesson.learnt, len(lesson.learnt))
-            chosen, order = order[: config.samples_per_step], order[config.samples_per_step :]
-            samples = [kept.sample for kept in chosen if self._is_wanted(kept)]
-            if samples:
-                anchors = self._anchors(learner, chance, len(samples))
-                yield from run(trainer.begin(name, samples, anchors=anchors))
-                report = yield from run(trainer.begin_apply(name))
-                lesson.gradient_norms.append(report.grad_norm)
-                self.spent(name).steps += 1
-                self.spent(name).tokens += report.num_tokens
-        lesson.numbers["steps"] = len(lesson.gradient_norms)
-
-    def _judge(self, lesson: Lesson[Weights], candidate: Weights) -> Pieces[Verdict]:
-        """Measure parent and candidate, and ask the gate."""
-        learner, parts = lesson.learner, self._parts
-        held_out = [kept.sample for kept in parts.buffer.held_out(learner.name)]
-        trusted = {}
-        own = yield from pair(parts.trainer, lesson, candidate, held_out)
-        for name, samples in learner.trusted.items():
-            trusted[name] = yield from pair(parts.trainer, lesson, candidate, samples)
-        origin = yield from self._base_losses(lesson)
-        verdict = parts.gate.verdict(
-            Evidence(
-                held_out=own,
-                trusted=trusted,
-                origin=origin,
-                material=lesson.material,
-                gradient_norms=lesson.gradient_norms,
-                norms=(parts.norm_of(lesson.start), parts.norm_of(candidate)),
-            )
-        )
-        lesson.numbers |= verdict.numbers
-        return verdict
+        self._pauses[name] = (self._parts.clock() + PAUSE_S, error)
 
     def _publish(self, lesson: Lesson[Weights], candidate: Weights) -> Pieces[None]:
         """Commit, install, promote; the journal knows of it before the name moves."""
         parts, name, parent = self._parts, lesson.learner.name, lesson.parent
         fresh = self._wanted(lesson)
+        lesson.numbers["seconds"] = lesson.seconds
 
         def publish() -> VersionId:
             rows: list[int] = []
@@ -323,26 +289,6 @@ class AdaptationLoop(Generic[Weights]):
         self._awaited = None
         return future.result()
 
-    def _base_losses(self, lesson: Lesson[Weights]) -> Pieces[Mapping[str, list[float]]]:
-        """Measure the base model on the trusted sets, once for all versions."""
-        learner = lesson.learner
-        known = self._origin.setdefault(learner.name, {})
-        for name, samples in learner.trusted.items():
-            if name not in known:
-                known[name] = yield from losses(self._parts.trainer, lesson, None, samples)
-        return known
-
-    def _anchors(
-        self, learner: Learner, chance: random.Random, number: int
-    ) -> Sequence[Sample] | None:
-        if not learner.anchors:
-            return None
-        return chance.sample(learner.anchors, min(number, len(learner.anchors)))
-
-    def _is_wanted(self, kept: Kept) -> bool:
-        """Tell whether a sample was not withdrawn meanwhile."""
-        return self._parts.buffer.is_wanted(kept)
-
     def _wanted(self, lesson: Lesson[Weights]) -> tuple[int, ...]:
         """Return the samples that were learnt from for the first time."""
         buffer, name = self._parts.buffer, lesson.learner.name
@@ -363,6 +309,7 @@ class AdaptationLoop(Generic[Weights]):
     ) -> Pieces[None]:
         buffer, name = self._parts.buffer, lesson.learner.name
         taken = tuple(number for number in lesson.ids if buffer.is_taken(name, number))
+        lesson.numbers["seconds"] = lesson.seconds
         decision = Decision(
             adapter=name,
             action=action,

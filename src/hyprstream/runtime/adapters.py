@@ -20,6 +20,7 @@ from hyprstream.runtime.adapter_records import AdapterDiff, AdapterInfo, Committ
 from hyprstream.runtime.recorded_training import recorded
 from hyprstream.runtime.settings import Settings
 from hyprstream.store import layout
+from hyprstream.store.belongings import Belongings
 from hyprstream.store.manifest import Draft, Manifest, SpecValue
 from hyprstream.store.records import Adapter, Collected, Move, Note
 from hyprstream.store.store import GRACE, AdapterStore
@@ -62,6 +63,11 @@ class Adapters:
     def close(self) -> None:
         """Let go of the files."""
         self._store.close()
+
+    @property
+    def belongings(self) -> Belongings:
+        """What is kept with names rather than with versions."""
+        return self._store.belongings
 
     def resolve(self, ref: str) -> VersionId:
         """Tell which version a reference means.

@@ -8,26 +8,18 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Literal
 
-from hyprstream.errors import CorruptStoreError, StorageFullError, UnavailableError
+from hyprstream.errors import CorruptStoreError
 from hyprstream.files import lock, storage
-from hyprstream.refs import AdapterName, VersionId
+from hyprstream.refs import AdapterName
+from hyprstream.runtime import journal_rows
+from hyprstream.runtime.journal_rows import FORMAT, Action, Decision, RequestRow, translated
 from hyprstream.train.buffer import Fate, Kept
 from hyprstream.train.sample import Sample
 
-Action = Literal[
-    "publishing", "published", "rejected", "stale", "abandoned", "failed", "disabled",
-    "rolled_back",
-]  # fmt: skip
-"""What was decided; `publishing` becomes one of the next, if not by this process then by its
-successor."""
-
-_FORMAT = 1
 _MAX_ROWS = {"requests": 100_000, "decisions": 10_000, "samples": 50_000}
 _PRUNE_EVERY = 512  # rows added between looks at whether there are too many
 
@@ -53,56 +45,6 @@ CREATE TABLE requests (
     feedback TEXT
 )
 """
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
-    """One decision of the loop.
-
-    Attributes:
-        adapter: About which adapter.
-        action: What was decided.
-        parent: The version that it began with.
-        version: The version that it made, if it was committed.
-        reasons: Why.
-        numbers: What was looked at.
-        samples: Numbers of the samples that it is about.
-        at: When, in seconds since 1970; set by the journal.
-        id: Set by the journal.
-    """
-
-    adapter: AdapterName
-    action: Action
-    parent: VersionId | None = None
-    version: VersionId | None = None
-    reasons: tuple[str, ...] = ()
-    numbers: Mapping[str, float] = field(default_factory=dict)
-    samples: tuple[int, ...] = ()
-    at: float = 0.0
-    id: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestRow:
-    """How a request ended.
-
-    Attributes:
-        id: Its id.
-        adapter: The adapter that it named; None for the base model.
-        version: The version that answered.
-        outcome: Its finish reason, or the code of its error.
-        prompt_tokens: Tokens of the prompt.
-        completion_tokens: Tokens of the answer.
-        feedback: What the user said of it; None if nothing.
-    """
-
-    id: str
-    adapter: AdapterName | None
-    version: VersionId | None
-    outcome: str
-    prompt_tokens: int
-    completion_tokens: int
-    feedback: str | None = None
 
 
 class Journal:
@@ -174,6 +116,21 @@ class Journal:
         """Return the samples that were learnt from, oldest first."""
         yield from self._samples("fate = 'used' ORDER BY id")
 
+    def adapters(self) -> list[AdapterName]:
+        """List whose samples are kept."""
+        with self._turn, self._translated():
+            rows = self._db.execute("SELECT DISTINCT adapter FROM samples ORDER BY adapter")
+            return [AdapterName(name) for (name,) in rows]
+
+    def forget(self, adapter: AdapterName, *, before: float) -> None:
+        """Withdraw all samples of an adapter that came before a moment, used ones too."""
+        with self._change() as db:
+            db.execute(
+                "UPDATE samples SET fate = 'withdrawn' "
+                "WHERE adapter = ? AND at < ? AND fate IS NOT 'withdrawn'",
+                (adapter, before),
+            )
+
     # Decisions ------------------------------------------------------------------------
 
     def decide(self, decision: Decision, fate: Fate | None = None) -> int:
@@ -211,28 +168,12 @@ class Journal:
                 query = "SELECT samples FROM decisions WHERE id = ?"
                 _end(db, json.loads(db.execute(query, (number,)).fetchone()[0]), fate)
 
-    def decisions(self, adapter: AdapterName | None = None) -> list[Decision]:
-        """List decisions, the first one first."""
-        query = (
-            "SELECT id, adapter, at, action, parent, version, reasons, numbers, samples "
-            "FROM decisions WHERE ? IS NULL OR adapter = ? ORDER BY id"
-        )
+    def decisions(
+        self, adapter: AdapterName | None = None, *, since: float = 0.0
+    ) -> list[Decision]:
+        """List decisions, of one adapter or of all, the first one first."""
         with self._turn, self._translated():
-            rows = self._db.execute(query, (adapter, adapter)).fetchall()
-        return [
-            Decision(
-                id=number,
-                adapter=AdapterName(name),
-                at=at,
-                action=action,
-                parent=parent,
-                version=version,
-                reasons=tuple(json.loads(reasons)),
-                numbers=json.loads(numbers),
-                samples=tuple(json.loads(samples)),
-            )
-            for number, name, at, action, parent, version, reasons, numbers, samples in rows
-        ]
+            return journal_rows.decisions(self._db, adapter, since)
 
     # Requests -------------------------------------------------------------------------
 
@@ -264,18 +205,8 @@ class Journal:
     # Inside ---------------------------------------------------------------------------
 
     def _samples(self, condition: str) -> Iterator[Kept]:
-        query = "SELECT id, adapter, source, tokens, counts, weight, held_out FROM samples WHERE "
         with self._turn, self._translated():
-            rows = self._db.execute(query + condition).fetchall()
-        for number, adapter, source, tokens, counts, weight, held_out in rows:
-            marks = tuple(mark == "1" for mark in counts)
-            yield Kept(
-                id=number,
-                adapter=AdapterName(adapter),
-                source=source,
-                sample=Sample(tuple(json.loads(tokens)), marks, weight),
-                is_held_out=bool(held_out),
-            )
+            yield from journal_rows.samples(self._db, condition)
 
     def _prepare(self) -> None:
         db = self._db
@@ -287,9 +218,9 @@ class Journal:
             db.execute("BEGIN IMMEDIATE")
             for statement in _SCHEMA.split(";\n"):
                 db.execute(statement)
-            db.execute(f"PRAGMA user_version = {_FORMAT}")
+            db.execute(f"PRAGMA user_version = {FORMAT}")
             db.execute("COMMIT")
-        elif found != _FORMAT:
+        elif found != FORMAT:
             raise CorruptStoreError(self._file, f"it is a journal of format {found}")
 
     @contextmanager
@@ -318,19 +249,8 @@ class Journal:
                 (most,),
             )
 
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.OperationalError as error:
-            full = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_FULL
-            kind = StorageFullError if full else UnavailableError
-            hint = "Free some space." if full else "Try again."
-            raise kind(f"{self._file} cannot be used: {error}", hint=hint) from error
-        except sqlite3.DatabaseError as error:
-            if type(error) is not sqlite3.DatabaseError:
-                raise  # our own mistake, as a use after `close`
-            raise CorruptStoreError(self._file, str(error)) from error
+    def _translated(self) -> AbstractContextManager[None]:
+        return translated(self._file)
 
 
 def _end(db: sqlite3.Connection, ids: Sequence[int], fate: Fate) -> None:

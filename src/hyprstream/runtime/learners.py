@@ -1,13 +1,13 @@
 """Who learns, how, within which budget; and what the adaptation loop works with. No torch."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 from hyprstream.errors import InvalidSettingsError
 from hyprstream.refs import AdapterName, VersionId
-from hyprstream.runtime.journal import Action, Decision
+from hyprstream.runtime.journal_rows import Action, Decision
 from hyprstream.train.buffer import Fate, SampleBuffer
 from hyprstream.train.gate import Gate
 from hyprstream.train.sample import Sample
@@ -130,7 +130,7 @@ class Training(Protocol):
         ...
 
     def begin_apply(self, name: AdapterName) -> Stepwise:
-        """Return what takes the step; its result has `grad_norm` and `num_tokens`."""
+        """Return what takes the step; its result has `loss`, `grad_norm` and `num_tokens`."""
         ...
 
     def begin_snapshot(self, name: AdapterName) -> Stepwise:
@@ -190,6 +190,37 @@ class DecisionLog(Protocol):
         ...
 
 
+Phase = Literal["screening", "learning", "judging"]
+"""What is being done for a version."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LessonProgress:
+    """How far the making of a version is.
+
+    Attributes:
+        adapter: Whose version.
+        parent: The version that it began with.
+        phase: What is being done.
+        step: Optimizer steps that were taken.
+        num_steps: All that will be; 0 before that is known.
+        loss: Of the samples of the last step, before it, in nats a token.
+        num_tokens: Tokens that were computed for steps.
+    """
+
+    adapter: AdapterName
+    parent: VersionId
+    phase: Phase
+    step: int
+    num_steps: int
+    loss: float | None
+    num_tokens: int
+
+
+def _nobody(progress: LessonProgress) -> None:
+    del progress
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopParts(Generic[Weights]):
     """What an adaptation loop joins.
@@ -203,6 +234,7 @@ class LoopParts(Generic[Weights]):
         io: Threads that may wait for disks.
         norm_of: The norm of all parameters of weights.
         clock: Seconds since 1970.
+        tell: Told on the loop's thread how far a version is.
     """
 
     trainer: Training
@@ -213,6 +245,7 @@ class LoopParts(Generic[Weights]):
     io: Executor
     norm_of: Callable[[Weights], float]
     clock: Callable[[], float]
+    tell: Callable[[LessonProgress], None] = _nobody
 
 
 @dataclass(slots=True)
@@ -238,3 +271,20 @@ class Spent:
             and self.seconds < budget.seconds
             and self.tokens < budget.tokens
         )
+
+
+def day_start(now: float) -> float:
+    """Return when the day (UTC) of a moment began, in seconds since 1970."""
+    return now // _DAY_S * _DAY_S
+
+
+def spent_on(decisions: Iterable[Decision], now: float) -> dict[AdapterName, Spent]:
+    """Sum up what the decisions of a day say that learning took, for each adapter."""
+    found: dict[AdapterName, Spent] = {}
+    for decision in decisions:
+        if decision.at >= day_start(now):
+            spent = found.setdefault(decision.adapter, Spent(day=int(now // _DAY_S)))
+            spent.steps += int(decision.numbers.get("steps", 0))
+            spent.seconds += decision.numbers.get("seconds", 0.0)
+            spent.tokens += int(decision.numbers.get("tokens", 0))
+    return found

@@ -16,9 +16,9 @@ from hyprstream.refs import VersionId
 from hyprstream.runtime.adaptation import AdaptationLoop
 from hyprstream.runtime.adapters import Adapters, Tensors
 from hyprstream.runtime.journal import Journal
-from hyprstream.runtime.learners import Learner, LoopParts
+from hyprstream.runtime.learners import Learner, LessonProgress, LoopParts, day_start, spent_on
 from hyprstream.runtime.learning_config import LearningConfig
-from hyprstream.runtime.publishing import StoreVersions, recover
+from hyprstream.runtime.publishing import StoreVersions, forget_deleted, recover
 from hyprstream.runtime.watch import FeedbackWatch
 from hyprstream.train.buffer import SampleBuffer
 from hyprstream.train.gate import Gate
@@ -56,6 +56,7 @@ def open_learning(
     learners: Iterable[Learner],
     *,
     install: Callable[[VersionId, LoraWeights], None],
+    tell: Callable[[LessonProgress], None] = lambda _: None,
     config: LearningConfig = LearningConfig(),  # noqa: B008 - frozen
 ) -> Learning:
     """Take up learning where the last process left it.
@@ -66,20 +67,14 @@ def open_learning(
         journal_file: Made if absent.
         learners: The adapters that learn.
         install: Lets requests use a version: `installer`.
+        tell: Told on the engine thread how far a version is.
         config: Bounds and tests.
 
     Raises:
         CacheBusyError: Another process learns with this journal.
         CorruptStoreError: The journal is damaged.
     """
-    journal = Journal(journal_file)
-    try:
-        recover(journal, adapters)
-        buffer = SampleBuffer(config.buffer, journal)
-        buffer.restore(journal.waiting(), journal.used())
-    except BaseException:
-        journal.close()
-        raise
+    journal, buffer = open_buffer(adapters, journal_file, config)
     base = BaseLayers(model.weights)
 
     def load(tensors: Tensors) -> LoraWeights:
@@ -95,9 +90,32 @@ def open_learning(
         io=io,
         norm_of=norm,
         clock=time.time,
+        tell=tell,
     )
-    loop = AdaptationLoop(parts, learners, FeedbackWatch(config.watch))
+    today = spent_on(journal.decisions(since=day_start(time.time())), time.time())
+    loop = AdaptationLoop(parts, learners, FeedbackWatch(config.watch), today)
     return Learning(loop=loop, buffer=buffer, journal=journal, io=io)
+
+
+def open_buffer(
+    adapters: Adapters, journal_file: Path, config: LearningConfig
+) -> tuple[Journal, SampleBuffer]:
+    """Take up the samples that the last process left; the caller closes the journal.
+
+    Raises:
+        CacheBusyError: Another process learns with this journal.
+        CorruptStoreError: The journal is damaged.
+    """
+    journal = Journal(journal_file)
+    try:
+        recover(journal, adapters)
+        forget_deleted(journal, adapters)
+        buffer = SampleBuffer(config.buffer, journal)
+        buffer.restore(journal.waiting(), journal.used())
+    except BaseException:
+        journal.close()
+        raise
+    return journal, buffer
 
 
 def installer(

@@ -31,6 +31,9 @@ class Lesson(Generic[Weights]):
         association: Losses with their own prompts, and with those of others.
         numbers: For the journal.
         gradient_norms: One for each optimizer step.
+        train_losses: Of the samples of each step, before it.
+        num_tokens: Tokens that were computed for steps.
+        seconds: Time of all slices.
     """
 
     learner: Learner
@@ -42,6 +45,9 @@ class Lesson(Generic[Weights]):
     association: Pairs | None = None
     numbers: dict[str, float] = field(default_factory=dict)
     gradient_norms: list[float] = field(default_factory=list)
+    train_losses: list[float] = field(default_factory=list)
+    num_tokens: int = 0
+    seconds: float = 0.0
 
     @property
     def ids(self) -> tuple[int, ...]:

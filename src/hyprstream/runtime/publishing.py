@@ -5,6 +5,7 @@ whole, or the engine cannot serve.
 """
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from typing import Generic
 
@@ -122,3 +123,16 @@ def recover(journal: Journal, adapters: Adapters) -> None:
             journal.resolve(decision.id, "published", "used")
         else:
             journal.resolve(decision.id, "abandoned")
+
+
+def forget_deleted(journal: Journal, adapters: Adapters) -> None:
+    """Withdraw the samples of adapters that were deleted; one that has its name now starts anew.
+
+    Call it before samples are taken from the journal.
+    """
+    for name in journal.adapters():
+        try:
+            born = adapters.history(name)[0].at.timestamp()
+        except AdapterNotFoundError:
+            born = math.inf
+        journal.forget(name, before=born)

@@ -12,7 +12,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 from hyprstream.errors import InvalidRequestError, InvalidSettingsError
 from hyprstream.refs import AdapterName, RequestId, VersionId
-from hyprstream.runtime.journal import RequestRow
+from hyprstream.runtime.journal_rows import RequestRow
 from hyprstream.train.buffer import Added, SampleBuffer
 from hyprstream.train.sample import Sample
 

@@ -124,6 +124,11 @@ class Settings(BaseSettings):
         return self.home.expanduser() / "training"
 
     @property
+    def unrelated_folder(self) -> Path:
+        """Folder of what base models say about this and that, which adapters are judged by."""
+        return self.home.expanduser() / "learning" / "unrelated"
+
+    @property
     def journal_file(self) -> Path:
         """Database of what there is to learn from, and what was decided."""
         return self.home.expanduser() / "learning" / "journal.db"

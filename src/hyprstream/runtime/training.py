@@ -10,6 +10,8 @@ A run is saved now and then in a folder of its own; `Training.resume` goes on fr
 the same bits. The serving loop trains in slices between requests instead.
 """
 
+import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -18,17 +20,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from hyprstream import files
 from hyprstream.errors import ConflictError, NotFoundError
 from hyprstream.lora.basis import BaseLayers
 from hyprstream.lora.weights import LoraWeights
-from hyprstream.refs import adapter_name
 from hyprstream.runtime.adapted import LoadedAdapter, load_adapter
 from hyprstream.runtime.adapters import Adapters
 from hyprstream.runtime.exchange import spec_of
 from hyprstream.runtime.model import Model
 from hyprstream.runtime.recorded_training import recorded_training
 from hyprstream.runtime.training_data import Material, read_material
+from hyprstream.runtime.training_place import TrainingPlace, Working
 from hyprstream.runtime.training_records import TrainingPlan
 from hyprstream.train.evaluate import SampleScore
 from hyprstream.train.lessons import lessons_of, preferences_of
@@ -37,7 +38,7 @@ from hyprstream.train.run import Lessons, Run, Saved, TrainingProgress
 from hyprstream.train.sample import Sample
 from hyprstream.train.trainer import Trainer
 
-_LOCK = "lock"
+_TELL_EVERY_S = 0.5  # how far a run is, for other processes
 
 
 class TrainingRun:
@@ -67,7 +68,7 @@ class TrainingRun:
         self.adapters, self.name = training.adapters, training.name
         self.model, self.plan = training.model, plan
         self.parent, self.start, self.warning = parent.version, parent.weights, parent.warning
-        self._folder = training.folder
+        self.place, self._began = training.place, time.time()
         self.material: Material = read_material(self.model, plan)
         if fingerprint not in (None, self.material.fingerprint):
             raise ConflictError(
@@ -90,10 +91,36 @@ class TrainingRun:
         Raises:
             HyprstreamError: A step, or the disk, failed; what was saved before is still there.
         """
+        told = 0.0
         for progress in self.run.steps():
             if self.run.is_due or self.run.is_over:
                 self.save()
+            if time.monotonic() - told >= _TELL_EVERY_S:
+                self._tell()
+                told = time.monotonic()
             yield progress
+
+    @property
+    def is_stop_wanted(self) -> bool:
+        """Tell whether somebody asked for an end after the current step."""
+        return self.place.is_stop_wanted
+
+    def _tell(self) -> None:
+        curve = self.run.curve
+        looks = [point.held_out_loss for point in curve if point.held_out_loss is not None]
+        self.place.tell(
+            Working(
+                pid=os.getpid(),
+                source="data",
+                began=self._began,
+                phase="learning",
+                step=curve[-1].step,
+                num_steps=self.length.num_steps,
+                loss=curve[-1].loss,
+                held_out_loss=looks[-1] if looks else None,
+                curve=tuple((point.step, point.loss, point.held_out_loss) for point in curve),
+            )
+        )
 
     def save(self) -> None:
         """Save the run; only between two steps.
@@ -107,11 +134,11 @@ class TrainingRun:
             "data": self.material.fingerprint,
             "model": str(self.model.fingerprint),
         }
-        save_run(self._folder, self.run.saved(), settings)
+        save_run(self.place.folder, self.run.saved(), settings)
 
     def discard(self) -> None:
         """Forget what was saved; the run cannot be resumed then."""
-        remove_run(self._folder)
+        remove_run(self.place.folder)
 
     def scores(self, weights: LoraWeights | None) -> list[SampleScore]:
         """Measure an adapter on the held-out answers."""
@@ -160,9 +187,9 @@ class Training:
         self, adapters: Adapters, name: str, model: Model, folder: Path, *, force: bool = False
     ) -> None:
         self.adapters = adapters
-        self.name = adapter_name(name)
+        self.place = TrainingPlace(folder, name)
+        self.name, self.folder = self.place.name, self.place.folder
         self.model = model
-        self.folder = files.inside(folder, *self.name.split("/"))
         self._force = force
         self._held = ExitStack()
 
@@ -172,8 +199,7 @@ class Training:
         Raises:
             CacheBusyError: Another process trains the adapter.
         """
-        lock = files.lock(self.folder / _LOCK, f"the training of {self.name}", None)
-        self._held.enter_context(lock)
+        self._held.enter_context(self.place.hold())
         return self
 
     def __exit__(

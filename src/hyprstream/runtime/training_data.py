@@ -10,6 +10,7 @@ from typing import get_args
 
 from hyprstream.errors import InvalidDatasetError, InvalidRequestError
 from hyprstream.models.chat import ChatTemplate
+from hyprstream.models.tokenizer import Tokenizer
 from hyprstream.runtime.model import Model
 from hyprstream.runtime.training_records import Method, TrainingPlan
 from hyprstream.train.augment import without_tokens
@@ -85,7 +86,11 @@ class Material:
 
 def maker_of(model: Model, max_tokens: int) -> SampleMaker:
     """Return what makes samples of a model."""
-    tokenizer = model.tokenizer
+    return maker_for(model.tokenizer, max_tokens)
+
+
+def maker_for(tokenizer: Tokenizer, max_tokens: int) -> SampleMaker:
+    """Return what makes samples of the model that a tokenizer is of."""
     template = None
     if tokenizer.chat_template:
         # Of thousands of chats one may have to wait for the processor: only work counts.

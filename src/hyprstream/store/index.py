@@ -1,4 +1,4 @@
-"""The database of a store: manifests, names, tags and moves, in SQLite.
+"""The database of a store: manifests, names, tags, moves and belongings, in SQLite.
 
 SQLite in write-ahead mode with `synchronous=FULL`: a transaction that was committed is on the
 disk, at the price of one sync, and readers never wait for a writer. In the older mode of a
@@ -24,7 +24,7 @@ from hyprstream.errors import (
 from hyprstream.files import hold, storage, sync_folder
 from hyprstream.store.disk import Disk
 
-_FORMAT = 1
+_FORMAT = 2
 _TIMEOUT_S = 60.0  # for the changes of other processes, each of which takes milliseconds
 
 # `payload` and `needed` repeat what the manifest says, where it can be looked for.
@@ -62,6 +62,16 @@ CREATE TABLE tags (
     PRIMARY KEY (name, tag)
 );
 CREATE INDEX tags_version ON tags (version);
+"""
+
+# Since format 2.
+_BELONGINGS = """
+CREATE TABLE belongings (
+    name TEXT NOT NULL REFERENCES names (name) ON DELETE CASCADE,
+    key TEXT NOT NULL,
+    value BLOB NOT NULL,
+    PRIMARY KEY (name, key)
+)
 """
 
 _ERRORS = {
@@ -131,9 +141,9 @@ class Index:
         self._connection.execute("PRAGMA synchronous = FULL")
         self._connection.execute("PRAGMA foreign_keys = ON")
         self._connection.execute("PRAGMA trusted_schema = OFF")
-        if self._format() == 0:
+        if self._format() < _FORMAT:
             with hold(self._file.with_suffix(".lock"), shared=False):
-                if self._format() == 0:
+                if self._format() < _FORMAT:
                     self._make()
         if self._format() != _FORMAT:
             raise UnsupportedFormatError(
@@ -145,10 +155,12 @@ class Index:
         return int(self._connection.execute("PRAGMA user_version").fetchone()[0])
 
     def _make(self) -> None:
+        """Make a new database, or bring one of format 1 to this one."""
         self._connection.execute("PRAGMA journal_mode = WAL")
         with self.change() as connection:
-            for statement in _SCHEMA.split(";\n"):
+            for statement in _SCHEMA.split(";\n") if self._format() == 0 else ():
                 connection.execute(statement)
+            connection.execute(_BELONGINGS)
             connection.execute(f"PRAGMA user_version = {_FORMAT}")
         with storage(self._file.parent):
             sync_folder(self._file.parent)

@@ -1,7 +1,7 @@
 """Adapters on this disk: versions that never change, and names that move between them.
 
     payloads/<sha256>     content of versions, read-only, each only once
-    names.db              manifests, names, tags and the history of names (SQLite)
+    names.db              manifests, names with their tags, history and belongings (SQLite)
     temp/                 payloads that are being written
     store.lock            shared by whoever adds or begins to read, held alone by `collect`
     names.lock            held while a new store is made
@@ -21,6 +21,7 @@ from hyprstream.errors import ChecksumMismatchError, InvalidAdapterError
 from hyprstream.files import hold, storage
 from hyprstream.refs import AdapterName, AdapterRef, VersionId
 from hyprstream.store import manifest, names
+from hyprstream.store.belongings import Belongings
 from hyprstream.store.collect import unreachable
 from hyprstream.store.content import Content, problem
 from hyprstream.store.disk import Disk
@@ -40,6 +41,9 @@ class AdapterStore:
     Invariants, checked by `test_store_properties.py` with a failure at any step: a version
     that exists can be read, and is what was committed; a name always points at a version that
     exists; of several that move a name from the same version, one succeeds.
+
+    Attributes:
+        belongings: What is kept with names.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class AdapterStore:
         with storage(root):
             self._content.prepare()
             self._index = Index(root / "names.db", disk)
+        self.belongings = Belongings(self._index)
 
     def close(self) -> None:
         """Let go of the files; the store is of no use then."""

@@ -1,0 +1,313 @@
+"""`hyprstream lora train status|stop|policy`: how learning stands, and what it may do."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from hyprstream.cli.curves import write_curves
+from hyprstream.cli.options import AdapterNameArgument, FormatOption, grouped
+from hyprstream.cli.output import Format, Output
+from hyprstream.cli.session import Context, LearningPolicy, LearningStatus, session_of
+from hyprstream.cli.text import in_time
+from hyprstream.cli.train_samples import told
+from hyprstream.errors import InvalidRequestError, UnavailableError
+
+_NUM_DECISIONS = 5
+_WATCH_EVERY_S = 1.0
+
+
+def status(
+    ctx: Context,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME", help="Without it: all adapters.", show_default=False),
+    ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show it again every second, until Ctrl-C.")
+    ] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Draw losses as .svg or .png: those of the training that goes on, or else those "
+            "of the versions, one after the other.",
+            show_default=False,
+        ),
+    ] = None,
+    format: FormatOption = Format.TABLE,  # noqa: A002
+) -> None:
+    """Show what adapters learn from, what waits, what was spent today, and what was decided.
+
+    It works while another process trains.
+    """
+    from hyprstream.runtime import learning_status, load_settings, open_adapters
+
+    output, settings = session_of(ctx).output, load_settings()
+    if watch and format is not Format.TABLE:
+        raise InvalidRequestError(
+            "--watch is for people to look at", hint="Leave it out, or leave out --format."
+        )
+    if plot is not None and name is None:
+        raise InvalidRequestError("--plot draws one adapter", hint="Name it.")
+    with open_adapters(settings) as adapters:
+        while True:
+            found = learning_status(adapters, settings, name)
+            if watch:
+                output.clear()
+            _show(output, found, format, is_one=name is not None)
+            if plot is not None:
+                _draw(plot, found[0])
+            if not watch:
+                break
+            time.sleep(_WATCH_EVERY_S)
+    if not found:
+        output.hint("There is no adapter; `hyprstream lora create --name NAME` makes one.")
+
+
+def stop(
+    ctx: Context,
+    name: AdapterNameArgument,
+    timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", help="How long to wait for it.", min=0)
+    ] = 60.0,
+) -> None:
+    """Stop the training of an adapter in another process after its current step, and wait for it.
+
+    What was trained on files is saved, and `train start --resume` goes on from there; samples
+    that were taken wait again.
+    """
+    from hyprstream.runtime import TrainingPlace, load_settings, open_adapters
+
+    output, settings = session_of(ctx).output, load_settings()
+    with open_adapters(settings) as adapters:
+        adapters.history(name)  # refuse a wrong name
+    place = TrainingPlace(settings.training_folder, name)
+    if not place.is_held():
+        output.done(f"no training of {name} is going on")
+        return
+    if not place.stop(timeout):
+        raise UnavailableError(
+            f"the training of {name} has not stopped within {timeout:g} seconds",
+            hint="It stops after its current step; look again, or wait longer with --timeout.",
+        )
+    output.done(f"the training of {name} has stopped")
+
+
+@grouped
+def policy(
+    ctx: Context,
+    *,
+    name: AdapterNameArgument,
+    learn: Annotated[
+        Literal["off", "feedback", "all"] | None,
+        typer.Option(
+            help="What of the traffic is learnt from: nothing; answers that users liked or "
+            "corrected; every complete answer.",
+            show_default=False,
+        ),
+    ] = None,
+    trusted: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Records on which no version may get worse; a copy is kept. Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    forget_trusted: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILENAME", help="Trust such a file no longer. Repeatable.", show_default=False
+        ),
+    ] = None,
+    steps_per_day: Annotated[
+        int | None, typer.Option(metavar="N", help="Optimizer steps.", show_default=False)
+    ] = None,
+    seconds_per_day: Annotated[
+        float | None, typer.Option(metavar="S", help="Time of learning.", show_default=False)
+    ] = None,
+    tokens_per_day: Annotated[
+        int | None, typer.Option(metavar="N", help="Tokens of steps.", show_default=False)
+    ] = None,
+    usual_budget: Annotated[
+        bool, typer.Option("--usual-budget", help="Take the budget of the settings again.")
+    ] = False,
+    format: FormatOption = Format.TABLE,  # noqa: A002
+) -> None:
+    """Set what an adapter learns from, within which budget, and what it is judged by; show it.
+
+    It is kept with the adapter's name, whatever version that points at. What is not given stays.
+    """
+    from hyprstream.runtime import Policies, learning_status, load_settings, open_adapters
+
+    output, settings = session_of(ctx).output, load_settings()
+    given = {
+        "learn": learn,
+        "steps_per_day": steps_per_day,
+        "seconds_per_day": seconds_per_day,
+        "tokens_per_day": tokens_per_day,
+    }
+    with open_adapters(settings) as adapters:
+        policies = Policies(adapters)
+        wanted = _changed(policies.of(name), given, usual_budget=usual_budget)
+        if wanted is not None:
+            policies.set(name, wanted)
+        for file in trusted or []:
+            number = policies.trust(name, file)
+            output.done(f"{file.name}: {number} records are trusted")
+            if number < settings.train.gate.min_trusted:
+                output.warn(
+                    f"{file.name} has {number} records; learning needs "
+                    f"{settings.train.gate.min_trusted} samples of each trusted set"
+                )
+        for known in forget_trusted or []:
+            policies.distrust(name, known)
+        (found,) = learning_status(adapters, settings, name)
+    output.record(_policy_record(found), format, shown=policy_lines(found))
+
+
+def policy_lines(status: LearningStatus) -> dict[str, str]:
+    """Return what an adapter learns from, as a person reads it."""
+    budget = status.budget
+    return {
+        "learns from traffic": status.policy.learn,
+        "trusted": ", ".join(["unrelated text", *status.trusted]),
+        "budget a day": f"{budget.steps} steps, {in_time(budget.seconds)}, "
+        f"{budget.tokens:,} tokens",
+    }
+
+
+def _changed(
+    before: LearningPolicy, given: Mapping[str, Any], *, usual_budget: bool
+) -> LearningPolicy | None:
+    """Return the policy that was asked for; None if nothing was."""
+    asked = {name: value for name, value in given.items() if value is not None}
+    if usual_budget:
+        usual = ("steps_per_day", "seconds_per_day", "tokens_per_day")
+        asked = {**dict.fromkeys(usual), **asked}
+    return replace(before, **asked) if asked else None
+
+
+def _policy_record(status: LearningStatus) -> dict[str, Any]:
+    return {
+        "adapter": status.name,
+        "learn": status.policy.learn,
+        "trusted": list(status.trusted),
+        "budget": asdict(status.budget),
+    }
+
+
+def _show(
+    output: Output,
+    found: Sequence[LearningStatus],
+    format: Format,  # noqa: A002
+    *,
+    is_one: bool,
+) -> None:
+    if is_one:
+        (status,) = found
+        output.record(_record(status), format, shown=_lines(status))
+        return
+    output.table(
+        [_record(status) for status in found],
+        format,
+        identifier="adapter",
+        shown=[
+            {
+                "name": status.name,
+                "learns from": status.policy.learn,
+                "waiting": f"{status.samples.waiting} of {status.min_waiting}",
+                "held out": f"{status.samples.held_out} of {status.min_held_out}",
+                "used": str(status.samples.used),
+                "steps today": f"{status.spent.steps} of {status.budget.steps}",
+                "last decision": status.decisions[-1].action if status.decisions else "-",
+                "now": _now(status),
+            }
+            for status in found
+        ],
+    )
+
+
+def _record(status: LearningStatus) -> dict[str, Any]:
+    return {
+        **_policy_record(status),
+        "spent": {key: value for key, value in asdict(status.spent).items() if key != "day"},
+        "samples": asdict(status.samples),
+        "is_training": status.is_training,
+        "training": None if status.working is None else asdict(status.working),
+        "can_resume": status.can_resume,
+        "is_journal_held": status.is_journal_held,
+        "decisions": [
+            {**asdict(decision), "samples": len(decision.samples)}
+            for decision in status.decisions[-_NUM_DECISIONS:]
+        ],
+    }
+
+
+def _lines(status: LearningStatus) -> dict[str, str]:
+    samples, spent, budget = status.samples, status.spent, status.budget
+    lines = {
+        "adapter": status.name,
+        **policy_lines(status),
+        "spent today": f"{spent.steps} steps, {in_time(spent.seconds)}, {spent.tokens:,} tokens"
+        + ("" if spent.is_within(budget) else "; that is all"),
+        "waiting": f"{samples.waiting}; {status.min_waiting} make a version",
+        "held out": f"{samples.held_out}; {status.min_held_out} are needed to judge one",
+        "used": f"{samples.used}, {samples.dropped} dropped, {samples.withdrawn} withdrawn",
+        "now": _now(status),
+    }
+    for decision in status.decisions[-_NUM_DECISIONS:][::-1]:
+        at = datetime.fromtimestamp(decision.at).astimezone()
+        why = "; ".join((told(decision.numbers), *decision.reasons))
+        lines[f"{at:%m-%d %H:%M:%S}"] = f"{decision.action}: {why}"
+    return lines
+
+
+def _now(status: LearningStatus) -> str:
+    working = status.working
+    if working is not None:
+        steps = f", step {working.step} of {working.num_steps}" if working.num_steps else ""
+        loss = "" if working.loss is None else f", loss {working.loss:.4f}"
+        since = in_time(max(0.0, time.time() - working.began))
+        return (
+            f"{working.phase} from {working.source} in process {working.pid}{steps}{loss}, {since}"
+        )
+    if status.is_training:
+        return "a process trains it"
+    if status.can_resume:
+        return "interrupted; --resume goes on"
+    if status.is_journal_held:
+        return "a process learns beside serving, or from samples"
+    return "ready" if status.has_enough else "-"
+
+
+def _draw(file: Path, status: LearningStatus) -> None:
+    from hyprstream.runtime import Point
+
+    if status.working is not None:
+        curve = [
+            Point(step=step, loss=loss, held_out_loss=held_out)
+            for step, loss, held_out in status.working.curve
+        ]
+        write_curves(file, curve)
+        return
+    losses = [
+        decision.numbers["held_out_loss"]
+        for decision in status.decisions
+        if decision.action == "published" and "held_out_loss" in decision.numbers
+    ]
+    first = [
+        decision.numbers["parent_held_out_loss"]
+        for decision in status.decisions
+        if decision.action == "published" and "parent_held_out_loss" in decision.numbers
+    ][:1]
+    points = [
+        Point(step=number, loss=None, held_out_loss=loss)
+        for number, loss in enumerate([*first, *losses])
+    ]
+    write_curves(file, points, axis="version")

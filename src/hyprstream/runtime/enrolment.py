@@ -1,0 +1,101 @@
+"""How an adapter becomes a learner: its shape, its training, its policy, what it is judged by."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from hyprstream.errors import InvalidDatasetError
+from hyprstream.refs import adapter_name
+from hyprstream.runtime.adapters import Adapters
+from hyprstream.runtime.exchange import spec_of
+from hyprstream.runtime.learners import Learner
+from hyprstream.runtime.learning_config import LearningConfig
+from hyprstream.runtime.model import Model
+from hyprstream.runtime.policy import Policies
+from hyprstream.runtime.recorded_training import recorded_training
+from hyprstream.runtime.training_data import maker_of
+from hyprstream.store.manifest import check_base
+from hyprstream.train.config import TrainConfig
+from hyprstream.train.dataset import DataConfig, read_dataset
+from hyprstream.train.sample import Sample
+
+UNRELATED = "unrelated text"
+"""The trusted set that every adapter has."""
+
+MAX_TRUSTED = 64
+"""Samples of a trusted set that are measured for each version: those of a larger one, evenly."""
+
+
+def learner_of(
+    adapters: Adapters,
+    name: str,
+    model: Model,
+    config: LearningConfig,
+    *,
+    unrelated: Sequence[Sample],
+    anchors: Sequence[Sample] = (),
+    training: Mapping[str, Any] | None = None,
+) -> Learner:
+    """Make a learner of an adapter, as its newest version and its policy say.
+
+    Args:
+        adapters: The store.
+        name: The adapter.
+        model: What it is for.
+        config: What holds for all adapters.
+        unrelated: Text that has nothing to do with what is learnt, on which the adapter must
+            not get worse.
+        anchors: Text on which it is kept close to the base model; nothing of `unrelated`.
+        training: Fields of `TrainConfig` instead of what was recorded with the adapter.
+
+    Raises:
+        AdapterNotFoundError: There is no such adapter.
+        IncompatibleAdapterError: It was made for another model.
+        InvalidDatasetError: A trusted set has too few samples of this model.
+        InvalidSettingsError: A setting of training is out of range.
+        CorruptError: The policy cannot be read.
+    """
+    known = adapter_name(name)
+    manifest = adapters.manifest(adapters.resolve(known))
+    check_base(manifest, model.fingerprint, force=False)
+    settings = {**recorded_training(manifest), **(training or {})}
+    usual = TrainConfig(**dict[str, Any](settings))
+    longest = config.buffer.max_sample_tokens
+    policies = Policies(adapters)
+    return Learner(
+        name=known,
+        trusted={UNRELATED: list(unrelated), **_trusted(policies, known, model, config)},
+        uniform_loss=math.log(model.info.vocab_size),
+        # Dropout would hide other inputs each time that a piece of a pass is computed.
+        spec=replace(spec_of(manifest.spec), dropout=0.0),
+        training=replace(usual, batch_tokens=max(usual.batch_tokens, longest)),
+        config=replace(config.learner, budget=policies.of(known).budget(config.learner.budget)),
+        anchors=list(anchors),
+    )
+
+
+def _trusted(
+    policies: Policies, name: str, model: Model, config: LearningConfig
+) -> dict[str, list[Sample]]:
+    longest = min(model.context_length, config.buffer.max_sample_tokens)
+    maker = maker_of(model, longest)
+    found = {}
+    for trusted in policies.trusted(name):
+        with policies.unpacked(name, trusted) as file:
+            samples = read_dataset([file], maker, DataConfig(held_out_share=0)).trained.samples
+        if len(samples) < config.gate.min_trusted:
+            raise InvalidDatasetError(
+                f"the trusted set {trusted} of {name}",
+                f"it has {len(samples)} samples of up to {longest} tokens, "
+                f"{config.gate.min_trusted} are needed",
+            )
+        found[trusted] = list(evenly(samples, MAX_TRUSTED))
+    return found
+
+
+def evenly(samples: Sequence[Sample], most: int) -> Sequence[Sample]:
+    """Choose so many samples, spread over all of them."""
+    if len(samples) <= most:
+        return samples
+    return [samples[place * len(samples) // most] for place in range(most)]

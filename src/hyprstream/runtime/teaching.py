@@ -1,0 +1,163 @@
+"""How one version is made of samples: collect, step, judge. No torch.
+
+Each of these is a generator that yields between pieces of work; each piece is one slice.
+"""
+
+import random
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Generic
+
+from hyprstream.refs import AdapterName
+from hyprstream.runtime.learners import (
+    Learner,
+    LessonProgress,
+    LoopParts,
+    Phase,
+    Spent,
+    Weights,
+)
+from hyprstream.runtime.lesson import Lesson, Pieces, losses, pair, run
+from hyprstream.train.buffer import Kept
+from hyprstream.train.gate import Evidence, Pairs, Verdict
+from hyprstream.train.sample import Sample
+from hyprstream.train.screen import counted, rotated, screen, unlikely, with_prompts
+
+_ASSOCIATED = 64  # samples that are tried with the prompts of others
+
+
+class Teaching(Generic[Weights]):
+    """Makes candidates, one after the other, and measures them.
+
+    Args:
+        parts: What the loop joins.
+        spent: Tells what the learning of an adapter took today; steps are added to it.
+    """
+
+    def __init__(self, parts: LoopParts[Weights], spent: Callable[[AdapterName], Spent]) -> None:
+        self._parts = parts
+        self._spent = spent
+        self._origin: dict[AdapterName, tuple[Learner, dict[str, list[float]]]] = {}
+
+    def collect(self, lesson: Lesson[Weights]) -> Pieces[None]:
+        """Choose what is worth learning from, and measure it under the parent."""
+        trainer = self._parts.trainer
+        self._tell(lesson, "screening", 0)
+        samples = [kept.sample for kept in lesson.kept]
+        suspects = screen(samples)
+        plausible = [kept for i, kept in enumerate(lesson.kept) if i not in suspects]
+        found = yield from losses(trainer, lesson, lesson.start, [k.sample for k in plausible])
+        noise = unlikely(found, lesson.learner.uniform_loss)
+        lesson.learnt = [kept for i, kept in enumerate(plausible) if i not in noise]
+        lesson.losses = found
+        numbers = {f"suspect/{kind}": n for kind, n in counted({**suspects}).items()}
+        numbers["suspect/unlikely"] = len(noise)
+        lesson.numbers = {
+            "samples": len(samples),
+            "suspects": len(suspects) + len(noise),
+            **numbers,
+        }
+        asked = with_prompts([kept.sample for kept in lesson.learnt])[:_ASSOCIATED]
+        if len(asked) > 1:
+            own = yield from losses(trainer, lesson, lesson.start, asked)
+            others = yield from losses(trainer, lesson, lesson.start, rotated(asked))
+            lesson.association = Pairs(before=own, after=others)
+
+    def doubts(self, lesson: Lesson[Weights]) -> tuple[str, ...]:
+        """Return why no time shall be spent on these samples."""
+        found = self._parts.gate.doubts(lesson.material)
+        lesson.numbers |= found.numbers
+        nothing = () if lesson.learnt else ("no sample is worth learning from",)
+        return (*found.reasons, *nothing)
+
+    def step(self, lesson: Lesson[Weights]) -> Pieces[None]:
+        """Take optimizer steps over what was chosen, in an order that follows from the seed."""
+        learner, trainer = lesson.learner, self._parts.trainer
+        config, name = learner.config, learner.name
+        trainer.open(name, lesson.start, spec=learner.spec, config=learner.training)
+        chance = random.Random(config.seed)  # noqa: S311 - an order, no secret
+        num_steps = max(1, round(config.epochs * len(lesson.learnt) / config.samples_per_step))
+        self._tell(lesson, "learning", num_steps)
+        order: list[Kept] = []
+        for _ in range(num_steps):
+            spent = self._spent(name)
+            if not spent.is_within(config.budget):
+                break
+            while len(order) < config.samples_per_step:
+                order += chance.sample(lesson.learnt, len(lesson.learnt))
+            chosen, order = order[: config.samples_per_step], order[config.samples_per_step :]
+            samples = [kept.sample for kept in chosen if self._is_wanted(kept)]
+            if samples:
+                anchors = self._anchors(learner, chance, len(samples))
+                yield from run(trainer.begin(name, samples, anchors=anchors))
+                report = yield from run(trainer.begin_apply(name))
+                lesson.gradient_norms.append(report.grad_norm)
+                spent.steps += 1
+                spent.tokens += report.num_tokens
+                lesson.train_losses.append(report.loss)
+                lesson.num_tokens += report.num_tokens
+                self._tell(lesson, "learning", num_steps)
+        lesson.numbers["steps"] = len(lesson.gradient_norms)
+        lesson.numbers["tokens"] = lesson.num_tokens
+
+    def judge(self, lesson: Lesson[Weights], candidate: Weights) -> Pieces[Verdict]:
+        """Measure parent and candidate, and ask the gate."""
+        learner, parts = lesson.learner, self._parts
+        self._tell(lesson, "judging", len(lesson.gradient_norms))
+        held_out = [kept.sample for kept in parts.buffer.held_out(learner.name)]
+        trusted = {}
+        own = yield from pair(parts.trainer, lesson, candidate, held_out)
+        for name, samples in learner.trusted.items():
+            trusted[name] = yield from pair(parts.trainer, lesson, candidate, samples)
+        origin = yield from self._base_losses(lesson)
+        verdict = parts.gate.verdict(
+            Evidence(
+                held_out=own,
+                trusted=trusted,
+                origin=origin,
+                material=lesson.material,
+                gradient_norms=lesson.gradient_norms,
+                norms=(parts.norm_of(lesson.start), parts.norm_of(candidate)),
+            )
+        )
+        lesson.numbers |= verdict.numbers
+        if held_out:
+            lesson.numbers["parent_held_out_loss"] = statistics.fmean(own.before)
+            lesson.numbers["held_out_loss"] = statistics.fmean(own.after)
+        return verdict
+
+    def _tell(self, lesson: Lesson[Weights], phase: Phase, num_steps: int) -> None:
+        self._parts.tell(
+            LessonProgress(
+                adapter=lesson.learner.name,
+                parent=lesson.parent,
+                phase=phase,
+                step=len(lesson.train_losses),
+                num_steps=num_steps,
+                loss=lesson.train_losses[-1] if lesson.train_losses else None,
+                num_tokens=lesson.num_tokens,
+            )
+        )
+
+    def _base_losses(self, lesson: Lesson[Weights]) -> Pieces[Mapping[str, list[float]]]:
+        """Measure the base model on the trusted sets, once for all versions of a learner."""
+        learner = lesson.learner
+        whose, known = self._origin.get(learner.name, (learner, {}))
+        if whose is not learner:  # it may be trusted on other samples now
+            known = {}
+        self._origin[learner.name] = learner, known
+        for name, samples in learner.trusted.items():
+            if name not in known:
+                known[name] = yield from losses(self._parts.trainer, lesson, None, samples)
+        return known
+
+    def _anchors(
+        self, learner: Learner, chance: random.Random, number: int
+    ) -> Sequence[Sample] | None:
+        if not learner.anchors:
+            return None
+        return chance.sample(learner.anchors, min(number, len(learner.anchors)))
+
+    def _is_wanted(self, kept: Kept) -> bool:
+        """Tell whether a sample was not withdrawn meanwhile."""
+        return self._parts.buffer.is_wanted(kept)
