@@ -11,6 +11,7 @@ from hyprstream.errors import (
     InvalidSettingsError,
     NotFoundError,
 )
+from hyprstream.refs import AdapterName
 from hyprstream.runtime.keys import SCOPES, Grant, KeyFile, Verifier, digest
 
 
@@ -27,11 +28,12 @@ def test_a_key_allows_what_it_was_made_for(file):
         scopes=frozenset({"inference", "feedback"}),
         adapters=frozenset({"poet", "team/clerk"}),  # type: ignore[arg-type]  # names
     )
-    assert [grant.may_use(name) for name in ("poet", "team/clerk", "other")] == [True, True, False]
+    names = map(AdapterName, ("poet", "team/clerk", "other"))
+    assert [grant.may_use(name) for name in names] == [True, True, False]
     everything, _ = file.create("all", SCOPES)
     grant = Verifier(file).grant(everything)
     assert grant is not None
-    assert grant.may_use("other")
+    assert grant.may_use(AdapterName("other"))
 
 
 def test_keys_are_long_different_and_kept_as_hashes_alone(file):
@@ -70,9 +72,9 @@ def test_a_damaged_file_admits_nobody(file, content):
 
 def test_a_running_verifier_learns_of_new_and_revoked_keys(file):
     verifier = Verifier(file)
-    assert not verifier.has_keys
+    before = verifier.has_keys
     key, stored = file.create("x", ["admin"])
-    assert verifier.has_keys
+    assert (before, verifier.has_keys) == (False, True)
     assert verifier.grant(key) is not None
     assert verifier.grant(key + "x") is None
     file.revoke(stored.id)

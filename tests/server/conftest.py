@@ -37,7 +37,7 @@ def home(tmp_path_factory) -> tuple[Path, Model]:
 def served(home) -> Iterator[Served]:
     folder, model = home
     file = KeyFile(Settings(home=folder).keys_folder)
-    keys = {scope: file.create(scope, [scope])[0] for scope in SCOPES}
+    keys: dict[str, str] = {scope: file.create(scope, [scope])[0] for scope in SCOPES}
     keys["all"] = file.create("all", SCOPES)[0]
     keys["poet"] = file.create("poet", ["inference"], ["poet"])[0]
     keys["revoked"], stored = file.create("revoked", SCOPES)

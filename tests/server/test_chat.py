@@ -2,13 +2,15 @@
 
 import json
 
+from typing import Any
+
 import openai
 import pytest
 
 from hyprstream.engine.request import SamplingParams
 from tests.runtime.adapted_models import trained
 
-MESSAGES = [{"role": "user", "content": "Hello"}]
+MESSAGES: Any = [{"role": "user", "content": "Hello"}]
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
 WEATHER = {
     "type": "function",
@@ -172,29 +174,30 @@ def test_a_json_schema_holds_the_answer(api):
     answer = ask(api, response_format=wanted, max_tokens=300, temperature=1)
     assert json.loads(answer.choices[0].message.content) in ({"a": 1}, {"a": 2})
     assert answer.choices[0].finish_reason == "stop"
+    nonsense = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "no"}}}
     with pytest.raises(openai.BadRequestError):
-        wanted["json_schema"]["schema"] = {"type": "nonsense"}
-        ask(api, response_format=wanted)
+        ask(api, response_format=nonsense)
 
 
-def test_a_tool_is_called_when_it_must_be(api):
-    named = {"type": "function", "function": {"name": "weather"}}
-    for choice in ("required", named):
-        answer = ask(api, tools=[WEATHER], tool_choice=choice, max_tokens=400,
-                     parallel_tool_calls=False)  # fmt: skip
-        message, finish = answer.choices[0].message, answer.choices[0].finish_reason
-        assert finish == "tool_calls"
-        assert message.content is None
-        [call] = message.tool_calls
-        assert call.function.name == "weather"
-        assert json.loads(call.function.arguments)["x"] in (1, 2)
-        chunks = list(ask(api, tools=[WEATHER], tool_choice=choice, max_tokens=400,
-                          parallel_tool_calls=False, stream=True))  # fmt: skip
-        [streamed] = [
-            c.choices[0].delta.tool_calls for c in chunks if c.choices[0].delta.tool_calls
-        ]
-        assert streamed[0].function.arguments == call.function.arguments
-        assert chunks[-1].choices[0].finish_reason == "tool_calls"
+@pytest.mark.parametrize(
+    "choice", ["required", {"type": "function", "function": {"name": "weather"}}], ids=["any", "one"]
+)
+def test_a_tool_is_called_when_it_must_be(api, choice):
+    answer = ask(api, tools=[WEATHER], tool_choice=choice, max_tokens=400,
+                 parallel_tool_calls=False)  # fmt: skip
+    message, finish = answer.choices[0].message, answer.choices[0].finish_reason
+    assert finish == "tool_calls"
+    assert message.content is None
+    [call] = message.tool_calls
+    assert call.function.name == "weather"
+    assert json.loads(call.function.arguments)["x"] in (1, 2)
+    chunks = list(ask(api, tools=[WEATHER], tool_choice=choice, max_tokens=400,
+                      parallel_tool_calls=False, stream=True))  # fmt: skip
+    [streamed] = [
+        c.choices[0].delta.tool_calls for c in chunks if c.choices[0].delta.tool_calls
+    ]
+    assert streamed[0].function.arguments == call.function.arguments
+    assert chunks[-1].choices[0].finish_reason == "tool_calls"
     history = [*MESSAGES, message.model_dump(),
                {"role": "tool", "tool_call_id": call.id, "content": "sunny"}]  # fmt: skip
     assert ask(api, messages=history, tools=[WEATHER]).choices[0].message.content
@@ -238,7 +241,7 @@ def test_clients_that_call_from_many_tasks_are_all_served(served):
         ) as api:
 
             async def one(number):
-                stream = await api.chat.completions.create(
+                stream: Any = await api.chat.completions.create(
                     model=("model", "poet", "team/clerk")[number % 3], messages=MESSAGES,
                     max_tokens=12, temperature=0, stream=True,
                 )  # fmt: skip

@@ -141,7 +141,8 @@ def certificates(folder):
     """An authority, and what it signed for a server and for a client."""
 
     def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
+        program = ["openssl", *arguments]
+        subprocess.run(program, cwd=folder, check=True, capture_output=True)
 
     new_key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     openssl("req", "-x509", *new_key, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=ca",

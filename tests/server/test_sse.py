@@ -38,7 +38,7 @@ def steady(text: str) -> str:
     ],
 )  # fmt: skip
 def test_a_stream_is_what_was_recorded(client, name, route, body):
-    """HYPRSTREAM_WRITE_GOLDEN=1 records it. Byte 66 is always the most likely: what comes is known."""
+    """HYPRSTREAM_WRITE_GOLDEN=1 records it. Token 66 always comes: what does is known."""
     body = {**body, "max_tokens": 3, "temperature": 0, "stream": True}
     answer = client.post(route, json=body)
     assert answer.status_code == 200
@@ -54,7 +54,9 @@ def test_a_stream_is_what_was_recorded(client, name, route, body):
 
 def num_requests(client) -> float:
     page = client.get("/metrics").text
-    return float(re.search(r"^hyprstream_num_requests (\S+)", page, re.MULTILINE)[1])
+    found = re.search(r"^hyprstream_num_requests (\S+)", page, re.MULTILINE)
+    assert found is not None
+    return float(found[1])
 
 
 def wait_until_idle(client) -> None:

@@ -13,8 +13,8 @@ from tests.runtime.test_text import byte_tokenizer
 TEMPLATE = (
     "{% if tools %}tools:{% for t in tools %}{{ t.function.name }},{% endfor %}<tool_call>;"
     "{% endif %}{% for m in messages %}{{ m.role }}:{{ m.content }}"
-    "{% for c in m.tool_calls or [] %}{{ c.function.name }}{{ c.function.arguments.x }}{% endfor %};"
-    "{% endfor %}assistant:"
+    "{% for c in m.tool_calls or [] %}{{ c.function.name }}{{ c.function.arguments.x }}"
+    "{% endfor %};{% endfor %}assistant:"
 )
 ADAPTERS = ("poet", "team/clerk")
 

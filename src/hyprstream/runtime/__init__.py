@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from hyprstream.runtime.training_place import TrainingPlace
     from hyprstream.runtime.training_records import Evaluated, Trained, TrainingPlan
     from hyprstream.runtime.unrelated import unrelated_samples
-    from hyprstream.store.records import Collected, Note
+    from hyprstream.store.records import Adapter, Collected, Move, Note
     from hyprstream.train.augment import AugmentConfig
     from hyprstream.train.curriculum import CurriculumConfig
     from hyprstream.train.dataset import DataConfig
@@ -72,6 +72,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Account": "hyprstream.runtime.accounts",
     "Accounts": "hyprstream.runtime.accounts",
+    "Adapter": "hyprstream.store.records",
     "AdapterDiff": "hyprstream.runtime.adapter_records",
     "AdapterInfo": "hyprstream.runtime.adapter_records",
     "Adapters": "hyprstream.runtime.adapters",
@@ -105,6 +106,7 @@ _HOMES = {
     "ModelInfo": "hyprstream.runtime.info",
     "ModuleChange": "hyprstream.lora.summary",
     "ModuleSummary": "hyprstream.lora.summary",
+    "Move": "hyprstream.store.records",
     "Note": "hyprstream.store.records",
     "Offer": "hyprstream.catalog.offer",
     "Point": "hyprstream.train.run",
@@ -159,6 +161,7 @@ _HOMES = {
 __all__ = [
     "Account",
     "Accounts",
+    "Adapter",
     "AdapterDiff",
     "AdapterInfo",
     "Adapters",
@@ -192,6 +195,7 @@ __all__ = [
     "ModelInfo",
     "ModuleChange",
     "ModuleSummary",
+    "Move",
     "Note",
     "Offer",
     "Point",

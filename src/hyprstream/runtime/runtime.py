@@ -5,25 +5,30 @@ one process.
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from types import TracebackType
 from typing import Self, TypeVar
 
 from hyprstream.engine.assembly import build_core
 from hyprstream.engine.engine import Engine
-from hyprstream.errors import EngineStoppedError
+from hyprstream.errors import CacheBusyError, EngineStoppedError, HyprstreamError
 from hyprstream.lora.basis import BaseLayers
 from hyprstream.lora.weights import LoraWeights, unpack
 from hyprstream.refs import VersionId
 from hyprstream.runtime.adapters import Adapters, open_adapters
+from hyprstream.runtime.live_learning import LiveLearning
 from hyprstream.runtime.model import Model
 from hyprstream.runtime.residence import Residence
 from hyprstream.runtime.settings import Settings, load_settings
-from hyprstream.runtime.text_service import TextService
+from hyprstream.runtime.text_service import Answered, TextService
 from hyprstream.store.manifest import check_base
 from hyprstream.store.records import Adapter
+
+log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -45,6 +50,8 @@ class Runtime:
         model: The base model.
         adapters: The adapters of this machine. Its calls wait for the disk: see `in_pool`.
         text: Answers, continues, embeds.
+        learning: Lets adapters learn from what is served; None where that is switched off,
+            where the model takes no adapters, and while another process learns in this home.
     """
 
     def __init__(self, model: Model, settings: Settings) -> None:
@@ -78,12 +85,23 @@ class Runtime:
             opened.callback(self._pool.shutdown, cancel_futures=True)
             self.adapters: Adapters = opened.enter_context(open_adapters(self.settings))
             self._engine = self._build()
+            self.learning = await self._open_learning()
+            if self.learning is not None:
+                # On a thread: what is on its way to the engine comes back over this loop.
+                opened.push_async_callback(asyncio.to_thread, self.learning.close)
             opened.push_async_callback(self._engine.stop)
-            self._engine.start()
+            self._engine.start(None if self.learning is None else self.learning.work)
             self._residence = (
                 Residence(self._engine, self._resolve, self._pool) if self.generates else None
             )
-            self.text = TextService(self.model, self._engine, self._residence, self._pool)
+            note = _forget if self.learning is None else self.learning.note
+            self.text = TextService(
+                self.model, self._engine, self._residence, self._pool, note=note
+            )
+            if self.learning is not None:
+                # Not waited for: what the base model says of this and that takes a minute once.
+                self._enrolling = asyncio.create_task(self._enrol())
+                opened.push_async_callback(self._stop_enrolling)
             self._opened = opened.pop_all()
         return self
 
@@ -142,8 +160,34 @@ class Runtime:
 
         return await self.in_pool(find)
 
+    async def _open_learning(self) -> LiveLearning | None:
+        if not (self.generates and self.settings.train.enabled):
+            return None
+        loop = asyncio.get_running_loop()
+        try:
+            return await self.in_pool(
+                lambda: LiveLearning.open(
+                    self.model, self.adapters, self.settings, self._engine, loop
+                )
+            )
+        except CacheBusyError:
+            log.warning("another process learns in this home: adapters are served as they are")
+            return None
+
+    async def _enrol(self) -> None:
+        assert self.learning is not None, "somebody learns"
+        try:
+            await self.learning.refresh()
+        except HyprstreamError as error:
+            log.warning("no adapter learns: %s", error.code)
+
+    async def _stop_enrolling(self) -> None:
+        self._enrolling.cancel()
+        await asyncio.gather(self._enrolling, return_exceptions=True)
+
     def _build(self) -> Engine:
-        config, model = self.settings.engine, self.model
+        share = min(self.settings.engine.background_share, self.settings.train.max_share)
+        config, model = replace(self.settings.engine, background_share=share), self.model
         if not self.generates:
             return Engine(build_core(model.network, config), config)
         base = BaseLayers(model.decoder.weights)
@@ -165,3 +209,7 @@ class Runtime:
         version = self.adapters.resolve(ref)
         check_base(self.adapters.manifest(version), self.model.fingerprint)
         return version
+
+
+def _forget(_answered: Answered) -> None:
+    """Keep no note of an answer."""

@@ -105,8 +105,16 @@ def api_error(error: HyprstreamError) -> ApiError:
         log.error("%s: %s", code, error)
         summary = (inspect.getdoc(type(error)) or "").splitlines()[0].removeprefix("Report ")
         return ApiError(status, f"the server met {summary}", code=code, headers=headers)
-    message = _PATH.sub("[path]", f"{error}. {error.hint}" if error.hint else str(error))
-    return ApiError(status, message, code=code, param=param, headers=headers)
+    return ApiError(status, _shown(error), code=code, param=param, headers=headers)
+
+
+def damaged_upload(error: CorruptError) -> ApiError:
+    """Say that what was sent is damaged: the caller's fault, not that of the disk."""
+    return ApiError(400, _shown(error), code=error.code)
+
+
+def _shown(error: HyprstreamError) -> str:
+    return _PATH.sub("[path]", f"{error}. {error.hint}" if error.hint else str(error))
 
 
 def validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:

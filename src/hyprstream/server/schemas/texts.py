@@ -108,5 +108,5 @@ def as_list(given: str | list[int] | list[str] | list[list[int]]) -> list[Prompt
     if isinstance(given, str):
         return [given]
     if isinstance(given[0], int):
-        return [cast("list[int]", given)]
+        return [given]
     return list(cast("list[Prompt]", given))
