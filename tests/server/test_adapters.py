@@ -89,11 +89,11 @@ def test_a_promotion_and_its_rollback_are_exact(client, served):
         assert client.delete(f"/v1/adapters/{name}").status_code == 200
 
 
-@pytest.mark.parametrize("format", ["safetensors", "gguf"])
-def test_what_is_given_out_can_be_taken_in_and_says_the_same(client, format):
-    given = client.get("/v1/adapters/poet/export", params={"format": format})
+@pytest.mark.parametrize("kind", ["safetensors", "gguf"])
+def test_what_is_given_out_can_be_taken_in_and_says_the_same(client, kind):
+    given = client.get("/v1/adapters/poet/export", params={"format": kind})
     assert given.status_code == 200, given.text
-    assert f"poet.{format}" in given.headers["content-disposition"]
+    assert f"poet.{kind}" in given.headers["content-disposition"]
     taken = client.post("/v1/adapters/team/copy/import", content=given.content)
     try:
         assert taken.status_code == 201, taken.text
@@ -179,11 +179,11 @@ def test_a_server_that_does_not_learn_says_so(home, tmp_path):
     folder, _ = home
     alone = tmp_path / "alone"
     shutil.copytree(folder, alone, ignore=shutil.ignore_patterns("keys", "learning"))
-    with ServerProcess(alone, HYPRSTREAM_TRAIN__ENABLED="false") as server:
-        with server.client() as client:
-            assert said(client, "poet")
-            answer = client.post("/v1/feedback", json={"id": "chatcmpl-0", "thumbs": "up"})
-            assert answer.status_code == 409
-            assert answer.json()["error"]["code"] == "learning_is_off"
-            assert client.post("/v1/training/poet/start", json={}).status_code == 409
-            assert client.get("/v1/training/poet/status").status_code == 200
+    off = {"HYPRSTREAM_TRAIN__ENABLED": "false"}
+    with ServerProcess(alone, **off) as server, server.client() as client:
+        assert said(client, "poet")
+        answer = client.post("/v1/feedback", json={"id": "chatcmpl-0", "thumbs": "up"})
+        assert answer.status_code == 409
+        assert answer.json()["error"]["code"] == "learning_is_off"
+        assert client.post("/v1/training/poet/start", json={}).status_code == 409
+        assert client.get("/v1/training/poet/status").status_code == 200

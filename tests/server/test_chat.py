@@ -1,7 +1,6 @@
 """`/v1/chat/completions` and `/v1/completions`, asked by OpenAI's own client."""
 
 import json
-
 from typing import Any
 
 import openai
@@ -180,7 +179,9 @@ def test_a_json_schema_holds_the_answer(api):
 
 
 @pytest.mark.parametrize(
-    "choice", ["required", {"type": "function", "function": {"name": "weather"}}], ids=["any", "one"]
+    "choice",
+    ["required", {"type": "function", "function": {"name": "weather"}}],
+    ids=["any", "one"],
 )
 def test_a_tool_is_called_when_it_must_be(api, choice):
     answer = ask(api, tools=[WEATHER], tool_choice=choice, max_tokens=400,
@@ -193,9 +194,7 @@ def test_a_tool_is_called_when_it_must_be(api, choice):
     assert json.loads(call.function.arguments)["x"] in (1, 2)
     chunks = list(ask(api, tools=[WEATHER], tool_choice=choice, max_tokens=400,
                       parallel_tool_calls=False, stream=True))  # fmt: skip
-    [streamed] = [
-        c.choices[0].delta.tool_calls for c in chunks if c.choices[0].delta.tool_calls
-    ]
+    [streamed] = [c.choices[0].delta.tool_calls for c in chunks if c.choices[0].delta.tool_calls]
     assert streamed[0].function.arguments == call.function.arguments
     assert chunks[-1].choices[0].finish_reason == "tool_calls"
     history = [*MESSAGES, message.model_dump(),

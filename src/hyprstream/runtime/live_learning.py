@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from hyprstream.engine.background import BackgroundWork
 from hyprstream.engine.engine import Engine
-from hyprstream.errors import HyprstreamError
+from hyprstream.errors import EngineStoppedError, HyprstreamError
 from hyprstream.refs import AdapterName, RequestId
 from hyprstream.runtime.adapters import Adapters
 from hyprstream.runtime.enrolment import learner_of
@@ -24,6 +24,7 @@ from hyprstream.runtime.recorder import Exchange, Opinion, Recorded, TrafficReco
 from hyprstream.runtime.settings import Settings
 from hyprstream.runtime.text_service import Answered
 from hyprstream.runtime.unrelated import unrelated_samples
+from hyprstream.store.manifest import check_base
 from hyprstream.train.sample import Sample
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,8 @@ class LiveLearning:
         self._learning = learning
         self._policies = Policies(adapters)
         self._unrelated: Sequence[Sample] | None = None
+        self._is_ending = False
+        self._enrolling: asyncio.Task[None] | None = None
         self._io = ThreadPoolExecutor(1, thread_name_prefix="hyprstream-traffic")
         self._turn = threading.Lock()
         self._num_pending = 0
@@ -98,6 +101,21 @@ class LiveLearning:
         """What the engine does between steps."""
         return self._learning.loop
 
+    def start(self) -> None:
+        """Begin to enrol the adapters whose policies say so; on the event loop.
+
+        Not waited for: before the first one learns, the base model says something about this
+        and that, which takes a minute, once. What is served meanwhile is kept already.
+        """
+        if self._enrolling is None or self._enrolling.done():
+            self._enrolling = asyncio.create_task(self._enrol_all())
+
+    async def stop(self) -> None:
+        """Enrol no more; on the event loop, before the engine stops."""
+        self._is_ending = True
+        if self._enrolling is not None:
+            await self._enrolling
+
     def close(self) -> None:
         """Wait for what is on its way to the disk, and let go of the journal."""
         self._io.shutdown(wait=True)
@@ -119,7 +137,11 @@ class LiveLearning:
         return await self._in_order(lambda: self._recorder.feedback(answer, opinion, correction))
 
     async def refresh(self) -> None:
-        """Let the adapters learn whose policies say so now, and no others."""
+        """Let the adapters learn whose policies say so now, and no others.
+
+        Raises:
+            HyprstreamError: The store cannot be read.
+        """
         await self._in_order(self._refresh)
 
     async def set_policy(self, name: str, policy: LearningPolicy) -> None:
@@ -127,11 +149,40 @@ class LiveLearning:
 
         Raises:
             AdapterNotFoundError: There is no such adapter.
+            IncompatibleAdapterError: It was made for another model.
             HyprstreamError: It cannot learn; what was said before still holds.
         """
         await self._in_order(lambda: self._set_policy(name, policy))
+        if policy.learn != "off" and self._unrelated is None:
+            self.start()
+
+    async def _enrol_all(self) -> None:
+        try:
+            await self._in_order(self._refresh)  # what is served is kept from now on
+            if await self._in_order(self._anybody_wants):
+                await asyncio.to_thread(self._prepare)
+                await self._in_order(self._refresh)
+        except HyprstreamError as error:
+            log.warning("no adapter learns: %s", error.code)
+
+    def _prepare(self) -> None:
+        """Have the base model say something about this and that; takes a minute, once."""
+        if self._unrelated is None:
+            folder = self._settings.unrelated_folder
+            self._unrelated = unrelated_samples(self._model, folder, self._go_on)
+
+    def _go_on(self, *_: int) -> None:
+        if self._is_ending:
+            raise EngineStoppedError("the runtime ends", hint="Start it again.")
+
+    def _anybody_wants(self) -> bool:
+        return any(
+            self._policies.of(adapter.name).learn != "off" for adapter in self._adapters.list()
+        )
 
     def _set_policy(self, name: str, policy: LearningPolicy) -> None:
+        manifest = self._adapters.manifest(self._adapters.resolve(name))
+        check_base(manifest, self._model.fingerprint)
         before = self._policies.of(name)
         self._policies.set(name, policy)
         try:
@@ -141,7 +192,7 @@ class LiveLearning:
             raise
 
     def _refresh(self, only: AdapterName | None = None) -> None:
-        """Enrol and dismiss; an adapter that cannot learn is told of, unless it is `only`."""
+        """Enrol and dismiss; an adapter that cannot learn is logged, or raised if it is `only`."""
         base = self._model.fingerprint
         wanted = {}
         for adapter in self._adapters.list():
@@ -150,7 +201,8 @@ class LiveLearning:
             try:
                 policy = self._policies.of(adapter.name)
                 if policy.learn != "off":
-                    self._enrol(adapter.name)
+                    if self._unrelated is not None:
+                        self._enrol(adapter.name, self._unrelated)
                     wanted[adapter.name] = policy.learn
                     continue
             except HyprstreamError as error:
@@ -160,11 +212,9 @@ class LiveLearning:
             self._learning.loop.dismiss(adapter.name)
         self._recorder.set_policies(wanted)
 
-    def _enrol(self, name: AdapterName) -> None:
-        if self._unrelated is None:
-            self._unrelated = unrelated_samples(self._model, self._settings.unrelated_folder)
+    def _enrol(self, name: AdapterName, unrelated: Sequence[Sample]) -> None:
         config = self._settings.train
-        learner = learner_of(self._adapters, name, self._model, config, unrelated=self._unrelated)
+        learner = learner_of(self._adapters, name, self._model, config, unrelated=unrelated)
         self._learning.loop.enrol(learner)
 
     def _finished(self, answered: Answered) -> None:

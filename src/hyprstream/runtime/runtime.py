@@ -15,7 +15,7 @@ from typing import Self, TypeVar
 
 from hyprstream.engine.assembly import build_core
 from hyprstream.engine.engine import Engine
-from hyprstream.errors import CacheBusyError, EngineStoppedError, HyprstreamError
+from hyprstream.errors import CacheBusyError, EngineStoppedError
 from hyprstream.lora.basis import BaseLayers
 from hyprstream.lora.weights import LoraWeights, unpack
 from hyprstream.refs import VersionId
@@ -99,9 +99,8 @@ class Runtime:
                 self.model, self._engine, self._residence, self._pool, note=note
             )
             if self.learning is not None:
-                # Not waited for: what the base model says of this and that takes a minute once.
-                self._enrolling = asyncio.create_task(self._enrol())
-                opened.push_async_callback(self._stop_enrolling)
+                self.learning.start()
+                opened.push_async_callback(self.learning.stop)
             self._opened = opened.pop_all()
         return self
 
@@ -173,17 +172,6 @@ class Runtime:
         except CacheBusyError:
             log.warning("another process learns in this home: adapters are served as they are")
             return None
-
-    async def _enrol(self) -> None:
-        assert self.learning is not None, "somebody learns"
-        try:
-            await self.learning.refresh()
-        except HyprstreamError as error:
-            log.warning("no adapter learns: %s", error.code)
-
-    async def _stop_enrolling(self) -> None:
-        self._enrolling.cancel()
-        await asyncio.gather(self._enrolling, return_exceptions=True)
 
     def _build(self) -> Engine:
         share = min(self.settings.engine.background_share, self.settings.train.max_share)

@@ -127,9 +127,7 @@ async def take_in(request: Request, lora: str) -> Response:
         try:
             _, coverage = await _do(
                 request,
-                lambda adapters: import_adapter(
-                    adapters, name, runtime.model, source, note=note
-                ),
+                lambda adapters: import_adapter(adapters, name, runtime.model, source, note=note),
             )
         except CorruptError as error:
             raise damaged_upload(error) from error
