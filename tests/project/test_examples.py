@@ -1,4 +1,4 @@
-"""What README, tutorial and the page of adapters tell to type works, on the default models."""
+"""What README, tutorial and the pages on adapters tell to type works, on the default models."""
 
 import os
 import re
@@ -14,6 +14,7 @@ from tests.project.sources import ROOT
 
 README, TUTORIAL = ROOT / "README.md", ROOT / "docs" / "tutorial.md"
 ADAPTERS = ROOT / "docs" / "adapters.md"
+LEARNING = ROOT / "docs" / "learning.md"
 
 
 def _commands(block: str) -> list[str]:
@@ -50,7 +51,7 @@ def _run(program: list[str], folder: Path) -> None:
     assert done.returncode == 0, f"{program[-1]}\n{done.stdout}\n{done.stderr}"
 
 
-@pytest.mark.parametrize("page", [README, TUTORIAL, ADAPTERS], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [README, TUTORIAL, ADAPTERS, LEARNING], ids=lambda page: page.name)
 def test_every_make_target_that_a_page_names_exists(page):
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
     for block in blocks(page, "console"):
@@ -60,8 +61,8 @@ def test_every_make_target_that_a_page_names_exists(page):
 
 @pytest.mark.parametrize(
     ("page", "tried_with"),
-    [(README, None), (TUTORIAL, README), (ADAPTERS, None)],
-    ids=["README", "tutorial", "adapters"],
+    [(README, None), (TUTORIAL, README), (ADAPTERS, None), (LEARNING, None)],
+    ids=["README", "tutorial", "adapters", "learning"],
 )
 @pytest.mark.timeout(400)
 @pytest.mark.usefixtures("default_model", "embedding_model")

@@ -14,7 +14,7 @@ def test_the_programs_of_the_page_run(served, capsys):
     names: dict[str, object] = {}
     exec(program, names)  # noqa: S102 - a page of this project
     out = capsys.readouterr().out
-    assert "\nfp_" in out
+    assert "fp_" in out
     assert "\nwaiting\n" in out or "\nheld_out\n" in out
     for name in ("client", "poet", "server"):
         getattr(names[name], "close")()  # noqa: B009 - they are what the page made

@@ -93,7 +93,7 @@ def info(
     format: FormatOption = Format.TABLE,  # noqa: A002
 ) -> None:
     """Describe an adapter: what it was made to be, how it is stored, what it adds where."""
-    from hyprstream.runtime import load_settings, open_adapters
+    from hyprstream.runtime import Policies, load_settings, open_adapters
 
     output = session_of(ctx).output
     if draw and format is not Format.TABLE:
@@ -103,11 +103,16 @@ def info(
         )
     with open_adapters(load_settings()) as adapters:
         found = adapters.info(adapter)
+        policies = Policies(adapters)
+        learning = {
+            "learn": policies.of(found.ref.name).learn,
+            "trusted": list(policies.trusted(found.ref.name)),
+        }
         stats = adapters.grid(adapter) if include_stats else None
     if format is Format.TABLE:
-        show_info(output, found, stats)
+        show_info(output, found, stats, learning)
     else:
-        output.record(info_record(found, stats), format)
+        output.record({**info_record(found, stats), "learning": learning}, format)
     if draw:
         output.text(plot(found.modules))
 

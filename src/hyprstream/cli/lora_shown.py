@@ -90,7 +90,12 @@ def info_record(info: AdapterInfo, stats: GridStatistics | None) -> dict[str, ob
     return record
 
 
-def show_info(output: Output, info: AdapterInfo, stats: GridStatistics | None) -> None:
+def show_info(
+    output: Output,
+    info: AdapterInfo,
+    stats: GridStatistics | None,
+    learning: Mapping[str, str | list[str]],
+) -> None:
     """Print a version for a person: what it is, then a line for each sort of layer."""
     manifest = info.manifest
     active = sum(module.num_active for module in info.modules)
@@ -103,6 +108,8 @@ def show_info(output: Output, info: AdapterInfo, stats: GridStatistics | None) -
         "base model": str(manifest.base.fingerprint),
         "spec": _listed({k: v for k, v in manifest.spec.items() if k not in info.training}),
         "training": _listed(info.training) or "as training does by default",
+        "learns from": f"traffic: {learning['learn']}; trusted: "
+        + (", ".join(learning["trusted"]) or "unrelated text only"),
         "stored as": f"{manifest.codec}, {in_bytes(manifest.payload.size_bytes)}, "
         f"1/{info.ratio:.1f} of float32",
         "error": "none by coding" if lost is None else f"{lost:.3f} of what it adds",

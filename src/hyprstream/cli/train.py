@@ -60,6 +60,14 @@ def start(
     discard: Annotated[
         bool, typer.Option("--discard", help="Forget a training that was interrupted, and begin.")
     ] = False,
+    retry: Annotated[
+        bool,
+        typer.Option(
+            "--retry",
+            help="Without --data: learn again from the samples of the version that was rejected "
+            "last, with other settings perhaps.",
+        ),
+    ] = False,
     promote: Annotated[
         bool | None,
         typer.Option(
@@ -94,8 +102,14 @@ def start(
     _check(resume, discard, given_names(what, how, long))
     if not resume and not what.data:
         _check_samples(discard, promote, plot, given_names(what, long), long)
-        start_from_samples(session_of(ctx), name, base_model, loading, how.given(), long.epochs)
+        start_from_samples(
+            session_of(ctx), name, base_model, loading, how.given(), long.epochs, retry=retry
+        )
         return
+    if retry:
+        raise InvalidRequestError(
+            "--retry is about samples that were sent", hint="Leave it out, or leave out --data."
+        )
     plan = None if resume else plan_of(what, how, long)
     session = session_of(ctx)
     output = session.output
@@ -104,8 +118,8 @@ def start(
     settings = load_settings()
     with open_adapters(settings) as adapters:
         model = load_base(session, adapters, name, base_model, loading)
-        folder = settings.training_folder
-        with Training(adapters, name, model, folder, force=force) as training:
+        folder, anchors = settings.training_folder, settings.anchors_folder
+        with Training(adapters, name, model, folder, force=force, anchors=anchors) as training:
             if discard:
                 training.discard()
             run = training.resume() if plan is None else training.begin(plan)

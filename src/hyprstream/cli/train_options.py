@@ -98,7 +98,7 @@ class TrainOptions:
     """One option for each field of `TrainConfig` that a person sets."""
 
     learning_rate: Annotated[
-        float | None, _option(_TRAINING, "Highest rate; that of the adapter's spec, or 2e-4.")
+        float | None, _option(_TRAINING, "Highest rate; that of the adapter's spec, or 5e-4.")
     ] = None
     schedule: Annotated[
         Literal["constant", "linear", "cosine"] | None,
@@ -121,11 +121,17 @@ class TrainOptions:
         float | None, _option(_TRAINING, "Longer gradients are scaled down to it; 1.")
     ] = None
     batch_tokens: Annotated[
-        int | None, _option(_TRAINING, "Tokens computed at a time; 2048.", "TOKENS")
+        int | None,
+        _option(_TRAINING, "Tokens computed at a time; a tenth of the data, to 2048.", "TOKENS"),
     ] = None
     accumulation: Annotated[int | None, _option(_TRAINING, "Batches in a step; 1.")] = None
     base_pull: Annotated[
-        float | None, _option(_TRAINING, "Weight of the divergence from the base model; 0.")
+        float | None,
+        _option(_TRAINING, "Weight of the divergence from the base model; 1, 0 for none."),
+    ] = None
+    anchor_tokens: Annotated[
+        int | None,
+        _option(_TRAINING, "The base model's own text that a batch is held by; 256.", "TOKENS"),
     ] = None
     preference_beta: Annotated[
         float | None, _option(_TRAINING, "How far preferences may lead: less for more; 0.1.")
@@ -152,7 +158,9 @@ class TrainOptions:
 class RunOptions:
     """How long, and when to look up."""
 
-    epochs: Annotated[float | None, _option(_RUN, "Passes over the data; 3.")] = None
+    epochs: Annotated[
+        float | None, _option(_RUN, "Passes over the data; 3, or 100 steps if that is more.")
+    ] = None
     steps: Annotated[int | None, _option(_RUN, "Optimizer steps, instead of passes.", "N")] = None
     evaluate_every: Annotated[
         int | None, _option(_RUN, "Steps between looks at held-out samples; 10.", "N")

@@ -21,7 +21,6 @@ from hyprstream.cli.session import (
     Adapters,
     Context,
     Decision,
-    Model,
     SampleTraining,
     Sent,
     Session,
@@ -104,6 +103,8 @@ def start_from_samples(
     loading: LoadOptions,
     given: Mapping[str, Any],
     epochs: float | None,
+    *,
+    retry: bool,
 ) -> None:
     """Let an adapter learn from the samples that wait, and print the version that serves then.
 
@@ -114,18 +115,31 @@ def start_from_samples(
         loading: How to load it.
         given: Fields of `TrainConfig`.
         epochs: How often a sample is learnt from; None takes the setting.
+        retry: Learn again from the samples of the version that was rejected last.
     """
     from dataclasses import replace
 
-    from hyprstream.runtime import SampleTraining, learner_of, load_settings, open_adapters
+    from hyprstream.runtime import (
+        SampleTraining,
+        learner_of,
+        load_settings,
+        open_adapters,
+        retry_samples,
+    )
 
     output, settings = session.output, load_settings()
     with open_adapters(settings) as adapters:
+        if retry:
+            output.done(f"{retry_samples(adapters, name, settings)} samples wait again")
         _check_shortage(adapters, name, settings)  # before a model is loaded
         model = load_base(session, adapters, name, base_model, loading)
-        unrelated = _unrelated(output, model, settings)
         learner = learner_of(
-            adapters, name, model, settings.train, unrelated=unrelated, training=given
+            adapters,
+            name,
+            model,
+            settings.train,
+            anchors=settings.anchors_folder,
+            training=given,
         )
         if epochs is not None:
             learner = replace(learner, config=replace(learner.config, epochs=epochs))
@@ -178,16 +192,6 @@ def _learn(output: Output, training: SampleTraining) -> bool:
             if stopping.is_wanted or training.is_stop_wanted:
                 return False
     return True
-
-
-def _unrelated(output: Output, model: Model, settings: Settings) -> list[Any]:
-    from hyprstream.runtime import unrelated_samples
-
-    def tell(number: int, count: int) -> None:
-        if number == 0:
-            output.done(f"the base model writes {count} answers to be judged by, this once")
-
-    return unrelated_samples(model, settings.unrelated_folder, tell)
 
 
 def _check_shortage(adapters: Adapters, name: str, settings: Settings) -> None:

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from hyprstream.runtime.samples import (
         Sent,
         conversation,
+        retry_samples,
         sample_maker,
         samples_of_files,
         send_samples,
@@ -60,7 +61,6 @@ if TYPE_CHECKING:
     from hyprstream.runtime.training import Training, TrainingRun
     from hyprstream.runtime.training_place import TrainingPlace
     from hyprstream.runtime.training_records import Evaluated, Trained, TrainingPlan
-    from hyprstream.runtime.unrelated import unrelated_samples
     from hyprstream.store.records import Adapter, Collected, Move, Note
     from hyprstream.train.augment import AugmentConfig
     from hyprstream.train.curriculum import CurriculumConfig
@@ -150,12 +150,12 @@ _HOMES = {
     "open_catalog": "hyprstream.runtime.models",
     "registry_statuses": "hyprstream.catalog.many",
     "remove_weights": "hyprstream.runtime.info",
+    "retry_samples": "hyprstream.runtime.samples",
     "sample_maker": "hyprstream.runtime.samples",
     "samples_of_files": "hyprstream.runtime.samples",
     "search_models": "hyprstream.catalog.many",
     "send_samples": "hyprstream.runtime.samples",
     "set_threads": "hyprstream.runtime.device",
-    "unrelated_samples": "hyprstream.runtime.unrelated",
 }
 
 __all__ = [
@@ -239,12 +239,12 @@ __all__ = [
     "open_catalog",
     "registry_statuses",
     "remove_weights",
+    "retry_samples",
     "sample_maker",
     "samples_of_files",
     "search_models",
     "send_samples",
     "set_threads",
-    "unrelated_samples",
 ]
 
 

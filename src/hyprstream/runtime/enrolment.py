@@ -3,11 +3,13 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from hyprstream.errors import InvalidDatasetError
 from hyprstream.refs import adapter_name
 from hyprstream.runtime.adapters import Adapters
+from hyprstream.runtime.anchors import ANCHOR_SEED, anchors_for
 from hyprstream.runtime.exchange import spec_of
 from hyprstream.runtime.learners import Learner
 from hyprstream.runtime.learning_config import LearningConfig
@@ -15,6 +17,7 @@ from hyprstream.runtime.model import Model
 from hyprstream.runtime.policy import Policies
 from hyprstream.runtime.recorded_training import recorded_training
 from hyprstream.runtime.training_data import maker_of
+from hyprstream.runtime.training_records import USUAL_TRAINING
 from hyprstream.store.manifest import check_base
 from hyprstream.train.config import TrainConfig
 from hyprstream.train.dataset import DataConfig, read_dataset
@@ -22,6 +25,14 @@ from hyprstream.train.sample import Sample
 
 UNRELATED = "unrelated text"
 """The trusted set that every adapter has."""
+
+_UNRELATED_SEED = ANCHOR_SEED + 1
+_NUM_UNRELATED = 32
+
+# How many steps there will be is not known beforehand: the rate is constant. The pull is a
+# strong one: of 113 samples of plays, a model of stories learnt 1.49 nats a token with it
+# instead of 1.56 with a pull of 1, and lost 0.06 instead of 0.10 on unrelated text.
+_USUAL = {"learning_rate": USUAL_TRAINING["learning_rate"], "base_pull": 4.0}
 
 MAX_TRUSTED = 64
 """Samples of a trusted set that are measured for each version: those of a larger one, evenly."""
@@ -33,20 +44,20 @@ def learner_of(
     model: Model,
     config: LearningConfig,
     *,
-    unrelated: Sequence[Sample],
-    anchors: Sequence[Sample] = (),
+    anchors: Path | None = None,
     training: Mapping[str, Any] | None = None,
 ) -> Learner:
     """Make a learner of an adapter, as its newest version and its policy say.
+
+    It is held where the base model is by text of the model's own, and judged by other such
+    text, so that learning is safe before anybody has named a trusted set.
 
     Args:
         adapters: The store.
         name: The adapter.
         model: What it is for.
         config: What holds for all adapters.
-        unrelated: Text that has nothing to do with what is learnt, on which the adapter must
-            not get worse.
-        anchors: Text on which it is kept close to the base model; nothing of `unrelated`.
+        anchors: Where texts of base models are kept; None: they are made each time.
         training: Fields of `TrainConfig` instead of what was recorded with the adapter.
 
     Raises:
@@ -59,20 +70,26 @@ def learner_of(
     known = adapter_name(name)
     manifest = adapters.manifest(adapters.resolve(known))
     check_base(manifest, model.fingerprint, force=False)
-    settings = {**recorded_training(manifest), **(training or {})}
+    settings = {**_USUAL, **recorded_training(manifest), **(training or {})}
     usual = TrainConfig(**dict[str, Any](settings))
     longest = config.buffer.max_sample_tokens
     policies = Policies(adapters)
     return Learner(
         name=known,
-        trusted={UNRELATED: list(unrelated), **_trusted(policies, known, model, config)},
+        trusted={UNRELATED: _unrelated(model, anchors), **_trusted(policies, known, model, config)},
         uniform_loss=math.log(model.info.vocab_size),
         # Dropout would hide other inputs each time that a piece of a pass is computed.
         spec=replace(spec_of(manifest.spec), dropout=0.0),
         training=replace(usual, batch_tokens=max(usual.batch_tokens, longest)),
         config=replace(config.learner, budget=policies.of(known).budget(config.learner.budget)),
-        anchors=list(anchors),
+        anchors=list(anchors_for(model, anchors).pulled) if usual.base_pull else [],
     )
+
+
+def _unrelated(model: Model, folder: Path | None) -> list[Sample]:
+    """Return what the base model says when left to itself; nothing of it is ever pulled on."""
+    texts = anchors_for(model, folder, seed=_UNRELATED_SEED)
+    return [*texts.held_out, *texts.pulled][:_NUM_UNRELATED]
 
 
 def _trusted(

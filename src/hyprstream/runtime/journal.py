@@ -131,6 +131,12 @@ class Journal:
                 (adapter, before),
             )
 
+    def revive(self, ids: Sequence[int]) -> int:
+        """Let samples that were dropped wait again; return how many."""
+        query = "UPDATE samples SET fate = NULL WHERE id = ? AND fate = 'dropped'"
+        with self._change() as db:
+            return sum(db.execute(query, (number,)).rowcount for number in ids)
+
     # Decisions ------------------------------------------------------------------------
 
     def decide(self, decision: Decision, fate: Fate | None = None) -> int:

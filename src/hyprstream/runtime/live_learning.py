@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from hyprstream.engine.background import BackgroundWork
 from hyprstream.engine.engine import Engine
-from hyprstream.errors import EngineStoppedError, HyprstreamError
+from hyprstream.errors import HyprstreamError
 from hyprstream.refs import AdapterName, RequestId
 from hyprstream.runtime.adapters import Adapters
 from hyprstream.runtime.enrolment import learner_of
@@ -23,9 +23,7 @@ from hyprstream.runtime.policy import LearningPolicy, Policies
 from hyprstream.runtime.recorder import Exchange, Opinion, Recorded, TrafficRecorder
 from hyprstream.runtime.settings import Settings
 from hyprstream.runtime.text_service import Answered
-from hyprstream.runtime.unrelated import unrelated_samples
 from hyprstream.store.manifest import check_base
-from hyprstream.train.sample import Sample
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +53,7 @@ class LiveLearning:
         self._settings = settings
         self._learning = learning
         self._policies = Policies(adapters)
-        self._unrelated: Sequence[Sample] | None = None
+        self._is_wanted = False
         self._is_ending = False
         self._enrolling: asyncio.Task[None] | None = None
         self._io = ThreadPoolExecutor(1, thread_name_prefix="hyprstream-traffic")
@@ -104,9 +102,10 @@ class LiveLearning:
     def start(self) -> None:
         """Begin to enrol the adapters whose policies say so; on the event loop.
 
-        Not waited for: before the first one learns, the base model says something about this
-        and that, which takes a minute, once. What is served meanwhile is kept already.
+        Not waited for: what an adapter is held by is text of the base model's own, which it
+        writes once. What is served meanwhile is kept already.
         """
+        self._is_wanted = True
         if self._enrolling is None or self._enrolling.done():
             self._enrolling = asyncio.create_task(self._enrol_all())
 
@@ -142,80 +141,65 @@ class LiveLearning:
         Raises:
             HyprstreamError: The store cannot be read.
         """
-        await self._in_order(self._refresh)
+        await self._in_order(self._choose)
+        self.start()
 
     async def set_policy(self, name: str, policy: LearningPolicy) -> None:
-        """Say what an adapter learns from.
+        """Say what an adapter learns from; what is served from now on is kept by that.
 
         Raises:
             AdapterNotFoundError: There is no such adapter.
             IncompatibleAdapterError: It was made for another model.
-            HyprstreamError: It cannot learn; what was said before still holds.
         """
         await self._in_order(lambda: self._set_policy(name, policy))
-        if policy.learn != "off" and self._unrelated is None:
-            self.start()
-
-    async def _enrol_all(self) -> None:
-        try:
-            await self._in_order(self._refresh)  # what is served is kept from now on
-            if await self._in_order(self._anybody_wants):
-                await asyncio.to_thread(self._prepare)
-                await self._in_order(self._refresh)
-        except HyprstreamError as error:
-            log.warning("no adapter learns: %s", error.code)
-
-    def _prepare(self) -> None:
-        """Have the base model say something about this and that; takes a minute, once."""
-        if self._unrelated is None:
-            folder = self._settings.unrelated_folder
-            self._unrelated = unrelated_samples(self._model, folder, self._go_on)
-
-    def _go_on(self, *_: int) -> None:
-        if self._is_ending:
-            raise EngineStoppedError("the runtime ends", hint="Start it again.")
-
-    def _anybody_wants(self) -> bool:
-        return any(
-            self._policies.of(adapter.name).learn != "off" for adapter in self._adapters.list()
-        )
+        self.start()
 
     def _set_policy(self, name: str, policy: LearningPolicy) -> None:
         manifest = self._adapters.manifest(self._adapters.resolve(name))
         check_base(manifest, self._model.fingerprint)
-        before = self._policies.of(name)
         self._policies.set(name, policy)
-        try:
-            self._refresh(only=AdapterName(name))
-        except HyprstreamError:
-            self._policies.set(name, before)
-            raise
+        self._choose()
 
-    def _refresh(self, only: AdapterName | None = None) -> None:
-        """Enrol and dismiss; an adapter that cannot learn is logged, or raised if it is `only`."""
-        base = self._model.fingerprint
-        wanted = {}
-        for adapter in self._adapters.list():
-            if self._adapters.manifest(adapter.version).base.fingerprint != base:
-                continue
+    async def _enrol_all(self) -> None:
+        while self._is_wanted and not self._is_ending:
+            self._is_wanted = False
             try:
+                chosen = await self._in_order(self._choose)
+                await asyncio.to_thread(self._enrol, chosen)
+            except HyprstreamError as error:
+                log.warning("no adapter learns: %s", error.code)
+
+    def _choose(self) -> list[AdapterName]:
+        """Find the adapters that learn, dismiss the others, and tell the recorder."""
+        base = self._model.fingerprint
+        chosen = {}
+        for adapter in self._adapters.list():
+            if self._adapters.manifest(adapter.version).base.fingerprint == base:
                 policy = self._policies.of(adapter.name)
                 if policy.learn != "off":
-                    if self._unrelated is not None:
-                        self._enrol(adapter.name, self._unrelated)
-                    wanted[adapter.name] = policy.learn
-                    continue
-            except HyprstreamError as error:
-                if adapter.name == only:
-                    raise
-                log.warning("%s does not learn: %s", adapter.name, error.code)
-            self._learning.loop.dismiss(adapter.name)
-        self._recorder.set_policies(wanted)
+                    chosen[adapter.name] = policy.learn
+                else:
+                    self._learning.loop.dismiss(adapter.name)
+        self._recorder.set_policies(chosen)
+        return list(chosen)
 
-    def _enrol(self, name: AdapterName, unrelated: Sequence[Sample]) -> None:
-        config = self._settings.train
-        learner = learner_of(self._adapters, name, self._model, config, unrelated=unrelated)
-        self._learning.loop.enrol(learner)
+    def _enrol(self, names: Sequence[AdapterName]) -> None:
+        settings = self._settings
+        for name in names:
+            if self._is_ending:
+                return
+            try:
+                learner = learner_of(
+                    self._adapters,
+                    name,
+                    self._model,
+                    settings.train,
+                    anchors=settings.anchors_folder,
+                )
+                self._learning.loop.enrol(learner)
+            except HyprstreamError as error:
+                log.warning("%s does not learn: %s", name, error.code)
+                self._learning.loop.dismiss(name)
 
     def _finished(self, answered: Answered) -> None:
         try:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hyprstream.errors import InvalidInputError, InvalidRequestError
+from hyprstream.errors import InvalidInputError, InvalidRequestError, NotFoundError
 from hyprstream.models.fingerprint import fingerprint
 from hyprstream.models.load import open_model
 from hyprstream.refs import ModelRef, adapter_name
@@ -28,6 +28,8 @@ from hyprstream.train.encode import SampleMaker
 from hyprstream.train.records import Chat, Completion, Form, Lesson, Preference, Rated
 from hyprstream.train.sample import Sample
 from hyprstream.train.split import read_records
+
+_JUDGED = frozenset({"published", "rejected", "failed"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,3 +152,25 @@ def send_samples(
         num_waiting=buffer.num_waiting(known),
         num_held_out=buffer.num_held_out(known),
     )
+
+
+def retry_samples(adapters: Adapters, name: str, settings: Settings) -> int:
+    """Let the samples of the last version that was not published wait again; return how many.
+
+    Raises:
+        AdapterNotFoundError: There is no such adapter.
+        CacheBusyError: A process that learns has the journal.
+        NotFoundError: No version was rejected since the last one that was published.
+    """
+    known = adapter_name(name)
+    born = adapters.history(known)[0].at.timestamp()
+    journal, _ = open_buffer(adapters, settings.journal_file, settings.train)
+    try:
+        made = [d for d in journal.decisions(known, since=born) if d.action in _JUDGED]
+        if not made or made[-1].action == "published":
+            raise NotFoundError(
+                f"no version of {known} was rejected last", hint="Send samples, and start."
+            )
+        return journal.revive(made[-1].samples)
+    finally:
+        journal.close()

@@ -124,14 +124,14 @@ class Settings(BaseSettings):
         return self.home.expanduser() / "training"
 
     @property
-    def unrelated_folder(self) -> Path:
-        """Folder of what base models say about this and that, which adapters are judged by."""
-        return self.home.expanduser() / "learning" / "unrelated"
-
-    @property
     def journal_file(self) -> Path:
         """Database of what there is to learn from, and what was decided."""
         return self.home.expanduser() / "learning" / "journal.db"
+
+    @property
+    def anchors_folder(self) -> Path:
+        """Folder of texts of base models, on which training holds adapters."""
+        return self.home.expanduser() / "anchors"
 
 
 def settings_file() -> Path:

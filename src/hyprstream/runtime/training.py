@@ -12,29 +12,31 @@ the same bits. The serving loop trains in slices between requests instead.
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from hyprstream.errors import ConflictError, NotFoundError
 from hyprstream.lora.basis import BaseLayers
 from hyprstream.lora.weights import LoraWeights
 from hyprstream.runtime.adapted import LoadedAdapter, load_adapter
 from hyprstream.runtime.adapters import Adapters
+from hyprstream.runtime.anchors import anchors_for
 from hyprstream.runtime.exchange import spec_of
 from hyprstream.runtime.model import Model
 from hyprstream.runtime.recorded_training import recorded_training
 from hyprstream.runtime.training_data import Material, read_material
 from hyprstream.runtime.training_place import TrainingPlace, Working
 from hyprstream.runtime.training_records import TrainingPlan
+from hyprstream.train.config import TrainConfig
 from hyprstream.train.evaluate import SampleScore
 from hyprstream.train.lessons import lessons_of, preferences_of
 from hyprstream.train.resume import load_run, remove_run, save_run, saved_settings
-from hyprstream.train.run import Lessons, Run, Saved, TrainingProgress
+from hyprstream.train.run import Lessons, Run, RunConfig, Saved, TrainingProgress
 from hyprstream.train.sample import Sample
 from hyprstream.train.trainer import Trainer
 
@@ -52,6 +54,7 @@ class TrainingRun:
         parent: The version that the run began with.
         material: What is learnt, and what is judged by.
         config: All settings of training.
+        anchors: Text on which the adapter is held where the base model is; None: it is not.
         length: All settings of the run.
         run: The run itself.
         warning: What to tell the user; empty if there is nothing.
@@ -63,22 +66,17 @@ class TrainingRun:
         plan: TrainingPlan,
         parent: LoadedAdapter,
         saved: Saved | None = None,
-        fingerprint: str | None = None,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.adapters, self.name = training.adapters, training.name
         self.model, self.plan = training.model, plan
         self.parent, self.start, self.warning = parent.version, parent.weights, parent.warning
         self.place, self._began = training.place, time.time()
         self.material: Material = read_material(self.model, plan)
-        if fingerprint not in (None, self.material.fingerprint):
-            raise ConflictError(
-                f"the data of adapter {self.name} is no longer what the training began with",
-                hint="Bring it back, or discard what was saved and begin again.",
-            )
-        num_steps = plan.run.get("num_steps")
-        if num_steps is None:
-            num_steps = self.material.num_steps(plan.completed(2)[0], plan.epochs)
-        self.config, self.length = plan.completed(int(num_steps))
+        self.config, self.length = _completed(plan, self.material)
+        is_pulled = self.config.base_pull and self.material.method == "answers"
+        self.anchors = anchors_for(self.model, training.anchors) if is_pulled else None
+        self._check_unchanged(settings or self._settings())
         self.trainer = Trainer(self.model.decoder)
         spec = spec_of(self.adapters.manifest(self.parent).spec)
         weights = self.start if saved is None else saved.current
@@ -128,13 +126,7 @@ class TrainingRun:
         Raises:
             StorageFullError: The disk is full; what was saved before is still there.
         """
-        settings = {
-            "plan": self.plan.plain(),
-            "parent": self.parent,
-            "data": self.material.fingerprint,
-            "model": str(self.model.fingerprint),
-        }
-        save_run(self.place.folder, self.run.saved(), settings)
+        save_run(self.place.folder, self.run.saved(), self._settings())
 
     def discard(self) -> None:
         """Forget what was saved; the run cannot be resumed then."""
@@ -147,13 +139,33 @@ class TrainingRun:
     def _scores(self, weights: LoraWeights | None, samples: Sequence[Sample]) -> list[SampleScore]:
         return self.trainer.score(weights, samples, batch_tokens=self.config.batch_tokens)
 
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "plan": self.plan.plain(),
+            "parent": self.parent,
+            "data": self.material.fingerprint,
+            "anchors": "" if self.anchors is None else self.anchors.fingerprint,
+            "model": str(self.model.fingerprint),
+        }
+
+    def _check_unchanged(self, settings: Mapping[str, Any]) -> None:
+        """Refuse to go on with other samples than those that the run began with."""
+        found = self._settings()
+        for key, what in (("data", "data"), ("anchors", "text of the base model")):
+            if settings[key] != found[key]:
+                raise ConflictError(
+                    f"the {what} of adapter {self.name} is no longer what the training began with",
+                    hint="Bring it back, or discard what was saved and begin again.",
+                )
+
     def _lessons(self) -> Lessons:
         trained, held_out = self.material.dataset.trained, self.material.dataset.held_out
         if self.material.method == "answers":
             control_ids = self.model.tokenizer.control_ids
             order = self.material.order(self.plan, control_ids, self._base_losses)
             answers = trained.samples, held_out.samples
-            return lessons_of(self.trainer, self.name, *answers, order=order)
+            anchors = () if self.anchors is None else self.anchors.pulled
+            return lessons_of(self.trainer, self.name, *answers, order=order, anchors=anchors)
         prefer = partial(preferences_of, self.trainer, self.name, reference=self.start)
         if self.material.method == "pairs":
             return prefer(trained.pairs, held_out.pairs)
@@ -161,6 +173,14 @@ class TrainingRun:
 
     def _base_losses(self, samples: Sequence[Sample]) -> list[float]:
         return [score.loss for score in self._scores(None, samples)]
+
+
+def _completed(plan: TrainingPlan, material: Material) -> tuple[TrainConfig, RunConfig]:
+    """Return all settings of a run; where the plan is silent, as the data asks for."""
+    size = material.batch_tokens(TrainConfig().batch_tokens)
+    plan = replace(plan, train={"batch_tokens": size, **plan.train})
+    num_steps = plan.num_steps(lambda epochs: material.num_steps(plan.completed(2)[0], epochs))
+    return plan.completed(num_steps)
 
 
 class Training:
@@ -171,6 +191,7 @@ class Training:
         name: What it is called.
         model: What it is trained on.
         folder: Where the run is saved.
+        anchors: Where texts of base models are kept.
 
     Args:
         adapters: Where the adapter is.
@@ -178,18 +199,27 @@ class Training:
         model: The model that it was made for.
         folder: Of all runs.
         force: Warn instead of refusing a model that it was not made for.
+        anchors: Where texts of base models are kept; None: they are made for each run.
 
     Raises:
         InvalidReferenceError: It is no name.
     """
 
     def __init__(
-        self, adapters: Adapters, name: str, model: Model, folder: Path, *, force: bool = False
+        self,
+        adapters: Adapters,
+        name: str,
+        model: Model,
+        folder: Path,
+        *,
+        force: bool = False,
+        anchors: Path | None = None,
     ) -> None:
         self.adapters = adapters
         self.place = TrainingPlace(folder, name)
         self.name, self.folder = self.place.name, self.place.folder
         self.model = model
+        self.anchors = anchors
         self._force = force
         self._held = ExitStack()
 
@@ -247,7 +277,7 @@ class Training:
         parent = self._loaded(f"{self.name}@{settings['parent']}")
         saved = load_run(self.folder, BaseLayers(self.model.decoder.weights))
         plan = TrainingPlan.of_plain(settings["plan"])
-        return TrainingRun(self, plan, parent, saved, settings["data"])
+        return TrainingRun(self, plan, parent, saved, settings)
 
     def discard(self) -> None:
         """Forget the run that was saved, if there is one."""

@@ -23,6 +23,7 @@ from hyprstream.train.fit import Order
 from hyprstream.train.sample import Judged, Pair, Sample
 
 _Item = Sample | Pair | Judged
+_BATCHES_OF_A_PASS = 10  # few data are learnt in few passes only by steps that are small
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +55,11 @@ class Material:
                 digest.update(f"{item}\n".encode())
             digest.update(b"\n")
         return digest.hexdigest()
+
+    def batch_tokens(self, most: int) -> int:
+        """Return a size of batches of which a pass has at least ten, if the data allows."""
+        lengths = [item.num_computed for item in self.trained]
+        return max(*lengths, min(most, -(-sum(lengths) // _BATCHES_OF_A_PASS)))
 
     def num_steps(self, config: TrainConfig, epochs: float) -> int:
         """Return how many steps so many passes take."""

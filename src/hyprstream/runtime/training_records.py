@@ -1,8 +1,9 @@
 """What a training run is asked to do, and what came of it. Plain data, also as JSON."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from hyprstream.errors import CorruptError, InvalidSettingsError
@@ -16,6 +17,22 @@ from hyprstream.train.run import RunConfig
 
 Method = Literal["answers", "pairs", "thumbs"]
 """What is learnt of the data: answers as they stand, which of two is better, what was liked."""
+
+USUAL_TRAINING: Mapping[str, Any] = MappingProxyType(
+    {
+        "learning_rate": 5e-4,
+        "schedule": "cosine",
+        "final_share": 0.1,
+        "base_pull": 1.0,
+    }
+)
+"""Fields of `TrainConfig` as they are where nobody says otherwise, in the foreground and while
+serving: what learns facts and forgets little (`python -m benchmarks forgetting`)."""
+
+USUAL_STEPS = 100
+"""Fewest steps of a run of which nobody says how long it is; it stops when it gets no better."""
+
+_USUAL_EPOCHS = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +48,7 @@ class TrainingPlan:
         replay: Files of earlier records that are mixed in.
         train: Fields of `TrainConfig`, as far as they differ from what is usual.
         run: Fields of `RunConfig`, likewise; without `num_steps`, `epochs` decides.
-        epochs: Passes over the data.
+        epochs: Passes over the data; None takes three, or as many as `USUAL_STEPS` are.
         max_tokens: Longest sample; None takes what a batch and the model hold.
     """
 
@@ -43,7 +60,7 @@ class TrainingPlan:
     replay: tuple[Path, ...] = ()
     train: Mapping[str, Any] = field(default_factory=dict)
     run: Mapping[str, Any] = field(default_factory=dict)
-    epochs: float = 3.0
+    epochs: float | None = None
     max_tokens: int | None = None
 
     def __post_init__(self) -> None:
@@ -54,7 +71,7 @@ class TrainingPlan:
         """
         if not self.data:
             raise InvalidSettingsError("there is no data to train on", hint="Name a file.")
-        if not 0 < self.epochs <= 1000:
+        if self.epochs is not None and not 0 < self.epochs <= 1000:
             raise InvalidSettingsError(
                 f"epochs is {self.epochs}", hint="Make it above 0, and at most 1000."
             )
@@ -75,11 +92,7 @@ class TrainingPlan:
         Raises:
             InvalidSettingsError: One is unknown or out of range.
         """
-        usual = {
-            "schedule": "cosine",
-            "warmup_steps": min(10, num_steps // 10),
-            "final_share": 0.1,
-        }
+        usual = {**USUAL_TRAINING, "warmup_steps": min(10, num_steps // 10)}
         for given, config in ((self.train, TrainConfig), (self.run, RunConfig)):
             unknown = given.keys() - {f.name for f in fields(config)}
             if unknown:
@@ -88,6 +101,18 @@ class TrainingPlan:
                 )
         train = TrainConfig(**{**usual, **self.train, "total_steps": num_steps})
         return train, RunConfig(**{**self.run, "num_steps": num_steps})
+
+    def num_steps(self, steps_of: Callable[[float], int]) -> int:
+        """Return how many steps are asked for.
+
+        Args:
+            steps_of: Steps that so many passes take.
+        """
+        if "num_steps" in self.run:
+            return int(self.run["num_steps"])
+        if self.epochs is not None:
+            return steps_of(self.epochs)
+        return max(USUAL_STEPS, steps_of(_USUAL_EPOCHS))
 
     def plain(self) -> dict[str, Any]:
         """Return the plan as what JSON can say."""

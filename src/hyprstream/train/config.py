@@ -50,6 +50,8 @@ class TrainConfig:
     """Batches of that many tokens in an optimizer step."""
     base_pull: float = 0.0
     """Weight of the divergence from the base model (KL, nats a token) beside the loss."""
+    anchor_tokens: int = 256
+    """Tokens of anchors in a batch, on which the divergence is measured where there are some."""
     preference_beta: float = 0.1
     """How far preferences may lead from the model that they are compared with: the larger, the
     less far."""
@@ -80,8 +82,8 @@ class TrainConfig:
             _check_real("betas", beta, 0, 0.999999)
         if self.max_grad_norm is not None:
             _check_real("max_grad_norm", self.max_grad_norm, 0, math.inf, above=True)
-        for name, least in (("warmup_steps", 0), ("batch_tokens", 1), ("accumulation", 1),
-                            ("regrow_every", 0)):  # fmt: skip
+        for name, least in (("warmup_steps", 0), ("batch_tokens", 1), ("anchor_tokens", 1),
+                            ("accumulation", 1), ("regrow_every", 0)):  # fmt: skip
             if getattr(self, name) < least:
                 raise InvalidSettingsError(
                     f"{name} is {getattr(self, name)}", hint=f"Make it {least} or more."

@@ -1,7 +1,9 @@
 """What a run learns from, made of samples: batches without end, and held-out ones to judge by."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
+from itertools import repeat
 from typing import TypeVar
 
 from hyprstream.lora.weights import LoraWeights
@@ -23,6 +25,7 @@ def lessons_of(
     held_out: Sequence[Sample],
     *,
     order: Order | None = None,
+    anchors: Sequence[Sample] = (),
 ) -> Lessons:
     """Learn samples as they stand; judge by the mean loss of held-out tokens.
 
@@ -32,6 +35,8 @@ def lessons_of(
         samples: To learn.
         held_out: To judge by; may be empty.
         order: In which samples come; None shuffles them.
+        anchors: Text on which the adapter stays close to the base model, if its training has
+            a pull; without any that is measured on the samples themselves.
 
     Raises:
         InvalidRequestError: A sample is longer than a batch.
@@ -39,8 +44,11 @@ def lessons_of(
     config = trainer.config(name)
 
     def portions() -> Iterator[Portion]:
+        held: Iterator[list[Sample] | None] = repeat(None)
+        if anchors and config.base_pull:
+            held = batches(anchors, replace(config, batch_tokens=config.anchor_tokens))
         for batch in batches(samples, config, order):
-            yield partial(trainer.accumulate, name, batch)
+            yield partial(trainer.accumulate, name, batch, anchors=next(held))
 
     def judge(weights: LoraWeights | None) -> HeldOut:
         scores = trainer.score(weights, held_out, batch_tokens=config.batch_tokens)
