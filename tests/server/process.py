@@ -40,7 +40,11 @@ class ServerProcess:
         self._reader = threading.Thread(target=lambda: self._log.extend(stderr), daemon=True)
         self._reader.start()
         self.url = self.process.stdout.readline().strip()
-        assert self.url, self.log
+        if not self.url:
+            self.process.wait(30)
+            log = self.log
+            self.__exit__()
+            raise AssertionError(log)
 
     @property
     def log(self) -> str:

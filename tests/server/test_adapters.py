@@ -187,3 +187,46 @@ def test_a_server_that_does_not_learn_says_so(home, tmp_path):
         assert answer.json()["error"]["code"] == "learning_is_off"
         assert client.post("/v1/training/poet/start", json={}).status_code == 409
         assert client.get("/v1/training/poet/status").status_code == 200
+
+
+@pytest.mark.timeout(170)
+def test_corrections_become_a_version_or_are_told_why_not(tmp_path):
+    """The whole way over HTTP: feedback, the loop beside serving, a decision and its numbers."""
+    home = tmp_path / "home"
+    make_home(home)
+    environment = {
+        "HYPRSTREAM_TRAIN__LEARNER__MIN_WAITING": "12",
+        "HYPRSTREAM_TRAIN__LEARNER__MIN_HELD_OUT": "8",
+        "HYPRSTREAM_TRAIN__GATE__MIN_HELD_OUT": "8",
+        "HYPRSTREAM_TRAIN__BUFFER__HELD_OUT_SHARE": "0.3",
+    }
+    with ServerProcess(home, **environment) as server, server.client() as client:
+        first = client.get("/v1/adapters/poet").json()["version"]
+        before = said(client, f"poet@{first[:12]}")
+        client.post("/v1/training/poet/start", json={"learn": "feedback"}).raise_for_status()
+        for number in range(48):
+            messages = [{"role": "user", "content": f"Count from {number}."}]
+            answer = client.post(
+                "/v1/chat/completions", json={**ASK, "messages": messages, "model": "poet"}
+            ).json()
+            words = " ".join(str(number + step) for step in range(6))
+            told = {"id": answer["id"], "correction": words}
+            assert client.post("/v1/feedback", json=told).status_code == 200
+        until = time.monotonic() + 120
+        while not (decisions := status_of(client)["decisions"]):
+            assert time.monotonic() < until, server.log
+            said(client, "poet", max_tokens=2)
+        decision = decisions[-1]
+        assert decision["action"] in ("published", "rejected"), decision
+        assert decision["parent"] == first
+        assert decision["numbers"]["samples"] >= 12
+        now = client.get("/v1/adapters/poet").json()
+        if decision["action"] == "published":
+            assert (now["version"], now["parent"]) == (decision["version"], first)
+            client.post("/v1/adapters/poet/rollback", json={}).raise_for_status()
+        else:
+            assert decision["reasons"]
+            assert now["version"] == first
+        # Whatever came of it, what was there before says the same bits.
+        assert said(client, "poet") == before
+        assert "Traceback" not in server.log
