@@ -8,6 +8,7 @@ from benchmarks import (
     codec,
     download,
     engine,
+    forgetting,
     learning,
     single_stream,
     sparsity,
@@ -29,6 +30,7 @@ BENCHMARKS = {
     "training": training.main,
     "download": download.main,
     "learning": learning.main,
+    "forgetting": forgetting.main,
     "adaptation": adaptation.main,
 }
 

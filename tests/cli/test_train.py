@@ -115,7 +115,7 @@ def test_ctrl_c_says_how_to_go_on_and_resume_does(hyprstream, poet, tmp_path):  
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        ((), 2, "no data"),
+        ((), 2, "0 samples wait"),
         (("--data", "missing.jsonl"), 2, "cannot be read"),
         (("--data", "x", "--learning-rate", "9"), 2, "learning_rate is 9"),
         (("--data", "x", "--plot", "a.gif"), 2, "neither in .svg"),

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         SamplingParams,
         Sent,
         Settings,
+        Trained,
         TrainingRun,
         Upkeep,
     )
@@ -51,7 +52,7 @@ else:
     AdapterDiff = AdapterInfo = Adapters = Collected = Coverage = object
     GridStatistics = ModuleChange = ModuleSummary = object
     CachedModel = CacheStatus = Damage = Leftover = Offer = Progress = Repair = Upkeep = object
-    Point = TrainingRun = object
+    Point = Trained = TrainingRun = object
     Decision = LearningPolicy = LearningStatus = LessonProgress = SampleTraining = Sent = object
     Completion = Generation = Model = ModelInfo = SamplingParams = Settings = object
     Context = typer.Context.__base__  # what typer gives to commands; the tests check types
@@ -87,6 +88,7 @@ __all__ = [
     "Sent",
     "Session",
     "Settings",
+    "Trained",
     "TrainingRun",
     "Upkeep",
     "load_base",

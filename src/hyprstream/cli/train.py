@@ -19,7 +19,7 @@ from hyprstream.cli.options import (
     grouped,
 )
 from hyprstream.cli.output import Format, Output
-from hyprstream.cli.session import Context, TrainingRun, load_base, session_of
+from hyprstream.cli.session import Context, Trained, TrainingRun, load_base, session_of
 from hyprstream.cli.stopping import Stopping
 from hyprstream.cli.train_options import (
     DataFormat,
@@ -99,17 +99,20 @@ def start(
     """
     from hyprstream.runtime import Note, Training, finish_training, load_settings, open_adapters
 
-    _check(resume, discard, given_names(what, how, long))
+    _check(resume, discard, retry, given_names(what, how, long))
     if not resume and not what.data:
-        _check_samples(discard, promote, plot, given_names(what, long), long)
+        flags = {
+            "--discard": discard,
+            "--promote": promote is not None,
+            "--plot": plot is not None,
+            "--why": why,
+            "--force": force,
+        }
+        _check_samples([*given_names(what, long), *(name for name in flags if flags[name])])
         start_from_samples(
             session_of(ctx), name, base_model, loading, how.given(), long.epochs, retry=retry
         )
         return
-    if retry:
-        raise InvalidRequestError(
-            "--retry is about samples that were sent", hint="Leave it out, or leave out --data."
-        )
     plan = None if resume else plan_of(what, how, long)
     session = session_of(ctx)
     output = session.output
@@ -133,15 +136,7 @@ def start(
                 output.hint(f"Go on with `hyprstream lora train start {name} --resume`.")
                 raise KeyboardInterrupt
             done = finish_training(run, _PROMOTIONS[promote], Note(by=BY, why=why))
-    if done.version is None:
-        output.warn(f"there is no new version: {done.why}")
-        return
-    output.done(f"best after {done.step} steps; {done.why}")
-    if done.is_promoted:
-        output.done(f"{name} is this version now")
-    else:
-        output.hint(f"`hyprstream lora promote {name}:candidate` lets the name point at it.")
-    output.text(f"{name}@{done.version[:12]}\n")
+    _say_done(output, name, done)
 
 
 app.command()(stop)
@@ -218,6 +213,20 @@ def _train(output: Output, run: TrainingRun) -> bool:
     return True
 
 
+def _say_done(output: Output, name: str, done: Trained) -> None:
+    if done.version is None:
+        output.warn(f"there is no new version: {done.why}")
+        return
+    output.done(f"best after {done.step} steps; {done.why}")
+    if done.drift is not None:
+        output.done(f"loss on other text: {done.drift.share:+.1%} against the base model")
+    if done.is_promoted:
+        output.done(f"{name} is this version now")
+    else:
+        output.hint(f"`hyprstream lora promote {name}:candidate` lets the name point at it.")
+    output.text(f"{name}@{done.version[:12]}\n")
+
+
 def _say_data(output: Output, run: TrainingRun) -> None:
     report, method = run.material.dataset.report, run.material.method
     output.done(
@@ -234,18 +243,13 @@ def _say_data(output: Output, run: TrainingRun) -> None:
             output.warn(f"{count} {what}")
 
 
-def _check_samples(
-    discard: bool, promote: bool | None, plot: Path | None, given: list[str], long: RunOptions
-) -> None:
+def _check_samples(given: list[str]) -> None:
     """Refuse what is said of files where there are none.
 
     Raises:
         InvalidRequestError: Something is.
     """
-    others = [option for option in given if long.epochs is None or option != "--epochs"]
-    others += ["--discard"] if discard else []
-    others += ["--plot"] if plot is not None else []
-    others += ["--promote"] if promote is not None else []
+    others = [option for option in given if option != "--epochs"]
     if others:
         raise InvalidRequestError(
             f"{others[0]} is about learning from files, and no file is named",
@@ -253,7 +257,12 @@ def _check_samples(
         )
 
 
-def _check(resume: bool, discard: bool, given: list[str]) -> None:
+def _check(resume: bool, discard: bool, retry: bool, given: list[str]) -> None:
+    if retry and (resume or "--data" in given):
+        raise InvalidRequestError(
+            "--retry is about samples that were sent",
+            hint="Leave it out, or leave out --data and --resume.",
+        )
     if resume and (given or discard):
         other = "--discard" if discard else given[0]
         raise InvalidRequestError(

@@ -65,7 +65,7 @@ def anchors_for(model: Model, folder: Path | None = None, *, seed: int = ANCHOR_
         UnsupportedError: The model generates no text.
     """
     file = None if folder is None else folder / f"{_identity(model.fingerprint)}-{seed}.json"
-    texts = None if file is None else _kept(file, model.decoder.config.vocab_size)
+    texts = None if file is None else kept_texts(file, model.decoder.config.vocab_size)
     if texts is None:
         texts = _generated(model, seed)
         if file is not None:
@@ -117,7 +117,7 @@ def _config(decoder: Decoder, length: int) -> EngineConfig:
     )
 
 
-def _kept(file: Path, vocab_size: int) -> list[list[int]] | None:
+def kept_texts(file: Path, vocab_size: int) -> list[list[int]] | None:
     """Read kept texts; None if there are none, or if they are damaged or of another form."""
     try:
         if file.stat().st_size > _MAX_FILE_BYTES:

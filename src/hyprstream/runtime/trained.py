@@ -59,7 +59,10 @@ def finish_training(
         )
     manifest = run.adapters.manifest(run.parent)
     codec = str(manifest.spec.get("codec", manifest.codec))
+    drift = run.drift(best.weights)
     metrics = _metrics(run)
+    if drift is not None:
+        metrics |= {"anchor_loss": drift.loss, "base_anchor_loss": drift.base_loss}
     draft = Draft(
         base=manifest.base.fingerprint,
         kinds=manifest.kinds,
@@ -83,6 +86,7 @@ def finish_training(
         is_promoted=is_better,
         why=why,
         metrics=run.adapters.manifest(done.version).metrics,
+        drift=drift,
     )
 
 

@@ -31,9 +31,9 @@ from hyprstream.runtime.model import Model
 from hyprstream.runtime.recorded_training import recorded_training
 from hyprstream.runtime.training_data import Material, read_material
 from hyprstream.runtime.training_place import TrainingPlace, Working
-from hyprstream.runtime.training_records import TrainingPlan
+from hyprstream.runtime.training_records import Drift, TrainingPlan
 from hyprstream.train.config import TrainConfig
-from hyprstream.train.evaluate import SampleScore
+from hyprstream.train.evaluate import Evaluation, SampleScore
 from hyprstream.train.lessons import lessons_of, preferences_of
 from hyprstream.train.resume import load_run, remove_run, save_run, saved_settings
 from hyprstream.train.run import Lessons, Run, RunConfig, Saved, TrainingProgress
@@ -135,6 +135,15 @@ class TrainingRun:
     def scores(self, weights: LoraWeights | None) -> list[SampleScore]:
         """Measure an adapter on the held-out answers."""
         return self._scores(weights, self.material.dataset.held_out.samples)
+
+    def drift(self, weights: LoraWeights) -> Drift | None:
+        """Measure what an adapter costs on text that it was not held by; None without anchors."""
+        if self.anchors is None:
+            return None
+        ours, base = (
+            Evaluation.of(self._scores(of, self.anchors.held_out)).loss for of in (weights, None)
+        )
+        return Drift(loss=ours, base_loss=base)
 
     def _scores(self, weights: LoraWeights | None, samples: Sequence[Sample]) -> list[SampleScore]:
         return self.trainer.score(weights, samples, batch_tokens=self.config.batch_tokens)

@@ -154,6 +154,24 @@ class TrainingPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Drift:
+    """What training costs on text of the base model's own.
+
+    Attributes:
+        loss: Of that text with the adapter, in nats a token.
+        base_loss: Without it.
+    """
+
+    loss: float
+    base_loss: float
+
+    @property
+    def share(self) -> float:
+        """By what share the loss has risen."""
+        return self.loss / self.base_loss - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
     """What came of a run.
 
@@ -164,6 +182,7 @@ class Trained:
         is_promoted: The name points at it now.
         why: Why it does or does not.
         metrics: What was measured of it, as its manifest says.
+        drift: What it costs on other text; None where nothing held it.
     """
 
     version: VersionId | None
@@ -172,6 +191,7 @@ class Trained:
     is_promoted: bool
     why: str
     metrics: Mapping[str, float]
+    drift: Drift | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
