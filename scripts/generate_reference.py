@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import typer
+from pydantic import SecretStr
 
 from hyprstream import errors, lookup
 from hyprstream.cli import main as command_line
@@ -271,7 +272,7 @@ def _settings(owner: type[Any], prefix: str) -> Iterator[tuple[str, str, str, st
 
 def _at_home(default: object) -> str:
     """Show a default folder as it is for everybody."""
-    return _code(str(default).replace(str(Path.home()), "~"))
+    return _code(str(default).replace(str(Path.home()), "~")) if str(default) else "none"
 
 
 def _kind(annotation: object) -> str:
@@ -283,6 +284,9 @@ def _kind(annotation: object) -> str:
         Path: "folder",
         bool: "yes or no",
         int: "whole number",
+        int | None: "whole number",
+        tuple[str, ...]: "list of texts",
+        SecretStr: "text",
         float: "number",
     }
     return kinds[annotation]
@@ -305,7 +309,7 @@ def _field_docs(owner: type[Any]) -> dict[str, str]:
 
 def _default(field: Field[Any]) -> str:
     if field.default is not MISSING:
-        return "none" if field.default in (None, ()) else _code(str(field.default))
+        return "none" if field.default in (None, (), "") else _code(str(field.default))
     return "none"
 
 

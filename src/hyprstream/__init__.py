@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from hyprstream.errors import HyprstreamError
     from hyprstream.refs import ModelRef
     from hyprstream.runtime.model import Model
+    from hyprstream.runtime.runtime import Runtime
     from hyprstream.runtime.settings import Settings
 
 __version__ = "0.1.0"
@@ -24,6 +25,7 @@ _HOMES = {
     "HyprstreamError": "hyprstream.errors",
     "Model": "hyprstream.runtime.model",
     "ModelRef": "hyprstream.refs",
+    "Runtime": "hyprstream.runtime.runtime",
     "SamplingParams": "hyprstream.engine.request",
     "Settings": "hyprstream.runtime.settings",
 }
@@ -33,6 +35,7 @@ __all__ = [
     "HyprstreamError",
     "Model",
     "ModelRef",
+    "Runtime",
     "SamplingParams",
     "Settings",
     "__version__",

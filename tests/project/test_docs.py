@@ -10,6 +10,7 @@ import typer
 
 from hyprstream import errors, lookup
 from hyprstream.cli import main as command_line
+from hyprstream.engine.config import EngineConfig
 from hyprstream.engine.request import SamplingParams
 from hyprstream.lora import interchange
 from hyprstream.lora.spec import LoraSpec
@@ -17,6 +18,7 @@ from hyprstream.models import arch
 from hyprstream.models.checkpoint import BLOCK_TYPES
 from hyprstream.runtime.learning_config import LearningConfig
 from hyprstream.runtime.registries import RegistrySettings
+from hyprstream.runtime.server_config import ServerConfig
 from hyprstream.runtime.settings import ModelSettings, Settings
 from hyprstream.train.config import FinishConfig, TrainConfig
 from tests.project.pages import DOCS
@@ -73,8 +75,13 @@ def test_every_setting_is_documented():
     page = _page("reference/settings.md")
     keys = {*Settings.model_fields, *(f"model.{field.name}" for field in fields(ModelSettings))}
     keys |= {f"registries.NAME.{field.name}" for field in fields(RegistrySettings)}
-    keys |= {f"train.{key}" for key in _keys(LearningConfig())}
-    for key in keys - {"model", "registries", "train"}:
+    for section, config in (
+        ("engine", EngineConfig()),
+        ("server", ServerConfig()),
+        ("train", LearningConfig()),
+    ):
+        keys |= {f"{section}.{key}" for key in _keys(config)}
+    for key in keys - {"engine", "model", "registries", "server", "train"}:
         assert f"| `{key}` | `HYPRSTREAM_{key.replace('.', '__').upper()}` |" in page
 
 

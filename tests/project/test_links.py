@@ -45,8 +45,8 @@ def test_files_that_a_page_names_exist(page):
         assert any(file.endswith(f"/{path}") for file in _FILES), path
 
 
-# Run as programs instead, by tests/lora/formats/test_how_to.py.
-_PROGRAMS = ("import-and-export-adapters.md",)
+# Run as programs instead, by tests/lora/formats/test_how_to.py and tests/server/test_how_to.py.
+_PROGRAMS = ("import-and-export-adapters.md", "use-with-openai-clients.md")
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,16 @@ from typing import Annotated
 
 import typer
 
+from hyprstream.cli import keys
 from hyprstream.cli.options import FormatOption, QuietOption
 from hyprstream.cli.output import Format, Output
 from hyprstream.cli.session import Context, session_of
 from hyprstream.errors import InvalidRequestError
 
-app = typer.Typer(no_args_is_help=True, help="Log in to registries, and out.")
+app = typer.Typer(
+    no_args_is_help=True, help="Log in to registries, and out; keys of the server's callers."
+)
+app.add_typer(keys.app, name="key")
 
 _MAX_TOKEN_CHARS = 8192
 

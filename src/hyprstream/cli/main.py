@@ -13,7 +13,18 @@ from typing import Annotated, NoReturn
 import typer
 
 from hyprstream import __version__
-from hyprstream.cli import auth, cache, chat, doctor, infer, lora, model, models_listed, quickstart
+from hyprstream.cli import (
+    auth,
+    cache,
+    chat,
+    doctor,
+    infer,
+    lora,
+    model,
+    models_listed,
+    quickstart,
+    server,
+)
 from hyprstream.cli.options import QuietOption
 from hyprstream.cli.output import Output
 from hyprstream.cli.session import Context, Session, session_of
@@ -76,6 +87,7 @@ def build() -> typer.Typer:
     app.add_typer(model.app, name="model")
     app.add_typer(cache.app, name="cache")
     app.add_typer(lora.app, name="lora")
+    app.command()(server.server)
     app.add_typer(auth.app, name="auth")
     app.command()(quickstart.quickstart)
     app.command()(doctor.doctor)
@@ -83,6 +95,7 @@ def build() -> typer.Typer:
     for alias, command in aliases:
         app.command(alias, hidden=True)(command)
     app.command("run", hidden=True)(chat.chat)
+    app.command("serve", hidden=True)(server.server)
     return app
 
 

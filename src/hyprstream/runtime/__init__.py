@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from hyprstream.runtime.model import Model
     from hyprstream.runtime.models import open_catalog
     from hyprstream.runtime.policy import LearningPolicy, Policies
+    from hyprstream.runtime.runtime import Runtime
     from hyprstream.runtime.sample_training import SampleTraining
     from hyprstream.runtime.samples import (
         Sent,
@@ -56,11 +57,12 @@ if TYPE_CHECKING:
     )
     from hyprstream.runtime.settings import Settings, load_settings
     from hyprstream.runtime.text import Completion, Generation, TextDelta
+    from hyprstream.runtime.text_service import Caller
     from hyprstream.runtime.trained import evaluate_adapter, finish_training
     from hyprstream.runtime.training import Training, TrainingRun
     from hyprstream.runtime.training_place import TrainingPlace
     from hyprstream.runtime.training_records import Evaluated, Trained, TrainingPlan
-    from hyprstream.store.records import Collected, Note
+    from hyprstream.store.records import Adapter, Collected, Move, Note
     from hyprstream.train.augment import AugmentConfig
     from hyprstream.train.curriculum import CurriculumConfig
     from hyprstream.train.dataset import DataConfig
@@ -71,12 +73,14 @@ if TYPE_CHECKING:
 _HOMES = {
     "Account": "hyprstream.runtime.accounts",
     "Accounts": "hyprstream.runtime.accounts",
+    "Adapter": "hyprstream.store.records",
     "AdapterDiff": "hyprstream.runtime.adapter_records",
     "AdapterInfo": "hyprstream.runtime.adapter_records",
     "Adapters": "hyprstream.runtime.adapters",
     "AugmentConfig": "hyprstream.train.augment",
     "CacheStatus": "hyprstream.catalog.records",
     "CachedModel": "hyprstream.catalog.records",
+    "Caller": "hyprstream.runtime.text_service",
     "Catalog": "hyprstream.catalog.catalog",
     "Check": "hyprstream.runtime.environment",
     "Collected": "hyprstream.store.records",
@@ -103,6 +107,7 @@ _HOMES = {
     "ModelInfo": "hyprstream.runtime.info",
     "ModuleChange": "hyprstream.lora.summary",
     "ModuleSummary": "hyprstream.lora.summary",
+    "Move": "hyprstream.store.records",
     "Note": "hyprstream.store.records",
     "Offer": "hyprstream.catalog.offer",
     "Point": "hyprstream.train.run",
@@ -112,6 +117,7 @@ _HOMES = {
     "Recipe": "hyprstream.runtime.adapted",
     "RegistryStatus": "hyprstream.catalog.offer",
     "Repair": "hyprstream.catalog.records",
+    "Runtime": "hyprstream.runtime.runtime",
     "SampleTraining": "hyprstream.runtime.sample_training",
     "SamplingParams": "hyprstream.engine.request",
     "Sent": "hyprstream.runtime.samples",
@@ -144,9 +150,9 @@ _HOMES = {
     "open_accounts": "hyprstream.runtime.accounts",
     "open_adapters": "hyprstream.runtime.adapters",
     "open_catalog": "hyprstream.runtime.models",
-    "retry_samples": "hyprstream.runtime.samples",
     "registry_statuses": "hyprstream.catalog.many",
     "remove_weights": "hyprstream.runtime.info",
+    "retry_samples": "hyprstream.runtime.samples",
     "sample_maker": "hyprstream.runtime.samples",
     "samples_of_files": "hyprstream.runtime.samples",
     "search_models": "hyprstream.catalog.many",
@@ -157,12 +163,14 @@ _HOMES = {
 __all__ = [
     "Account",
     "Accounts",
+    "Adapter",
     "AdapterDiff",
     "AdapterInfo",
     "Adapters",
     "AugmentConfig",
     "CacheStatus",
     "CachedModel",
+    "Caller",
     "Catalog",
     "Check",
     "Collected",
@@ -189,6 +197,7 @@ __all__ = [
     "ModelInfo",
     "ModuleChange",
     "ModuleSummary",
+    "Move",
     "Note",
     "Offer",
     "Point",
@@ -198,6 +207,7 @@ __all__ = [
     "Recipe",
     "RegistryStatus",
     "Repair",
+    "Runtime",
     "SampleTraining",
     "SamplingParams",
     "Sent",

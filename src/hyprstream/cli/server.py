@@ -1,0 +1,91 @@
+"""`hyprstream server`: serve a model over HTTP until a signal ends it."""
+
+import logging
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+import typer
+
+from hyprstream.cli.options import LoadOptions, ModelArgument, grouped
+from hyprstream.cli.session import Context, Settings, load_model, session_of
+
+_LISTENING = "Listening"
+
+
+def _listening(help: str, metavar: str | None = None) -> Any:  # noqa: A002
+    return typer.Option(
+        help=f"{help} Without it: the setting.",
+        metavar=metavar,
+        rich_help_panel=_LISTENING,
+        show_default=False,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListenOptions:
+    """Where to listen; None leaves the setting of the same name in `[server]`."""
+
+    host: Annotated[str | None, _listening("Address to listen at.", "ADDRESS")] = None
+    port: Annotated[int | None, _listening("Port to listen at; 0 takes a free one.")] = None
+    model_name: Annotated[str | None, _listening("What clients call the model.", "NAME")] = None
+    tls_cert: Annotated[str | None, _listening("File of the certificate chain.", "FILE")] = None
+    tls_key: Annotated[str | None, _listening("File of its private key.", "FILE")] = None
+    tls_client_ca: Annotated[
+        str | None,
+        _listening("File of the authorities whose certificates clients must show.", "FILE"),
+    ] = None
+
+    def applied(self, settings: Settings) -> Settings:
+        """Return the settings with what was given here."""
+        names = ("host", "port", "model_name", "tls_cert", "tls_key", "tls_client_ca")
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return settings.model_copy(update={"server": replace(settings.server, **given)})
+
+
+@grouped
+def server(
+    ctx: Context,
+    *,
+    model: ModelArgument = None,
+    listening: ListenOptions,
+    loading: LoadOptions,
+) -> None:
+    """Serve a model over HTTP, as clients of OpenAI's API expect it.
+
+    It listens on this machine alone unless told otherwise; beyond it, callers need a key
+    (`hyprstream auth key create`, or HYPRSTREAM_API_KEY). SIGTERM ends it when the answers under
+    way are finished.
+    """
+    from hyprstream.runtime import load_settings
+    from hyprstream.server.serve import bind, check_tls, open_verifier, serve
+
+    session = session_of(ctx)
+    output = session.output
+    settings = listening.applied(load_settings())
+    config = settings.server
+    verifier = open_verifier(settings)
+    check_tls(config)
+    with bind(config) as socket:
+        loaded = load_model(session, model, loading)
+        logging.basicConfig(
+            level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+        )
+
+        def announce(port: int) -> None:
+            scheme = "https" if config.tls_cert else "http"
+            host = f"[{config.host}]" if ":" in config.host else config.host
+            url = f"{scheme}://{host}:{port}"
+            output.text(f"{url}\n")
+            output.done(f"serving {loaded.ref}; Ctrl-C ends it")
+            key = '-H "Authorization: Bearer $KEY" ' if verifier else ""
+            if loaded.has_chat_template:
+                body = '{"messages": [{"role": "user", "content": "Hello"}]}'
+                route = "chat/completions"
+            else:
+                body, route = '{"prompt": "Once upon a time"}', "completions"
+            output.hint(
+                f"curl {url}/v1/{route} {key}-H 'Content-Type: application/json' -d '{body}'"
+            )
+
+        serve(loaded, settings, socket, verifier, announce)
+    output.done("ended")

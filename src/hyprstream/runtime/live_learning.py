@@ -1,0 +1,245 @@
+"""Adapters that learn from what a runtime serves: who learns, what of, and who is told.
+
+The loop runs between the steps of the engine. Everything here that waits for a disk does so
+on one thread of its own, in order: feedback on an answer finds what became of the answer.
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from hyprstream.engine.background import BackgroundWork
+from hyprstream.engine.engine import Engine
+from hyprstream.errors import HyprstreamError
+from hyprstream.refs import AdapterName, RequestId
+from hyprstream.runtime.adapters import Adapters
+from hyprstream.runtime.enrolment import learner_of
+from hyprstream.runtime.learning import Learning, installer, open_learning
+from hyprstream.runtime.model import Model
+from hyprstream.runtime.policy import LearningPolicy, Policies
+from hyprstream.runtime.recorder import Exchange, Opinion, Recorded, TrafficRecorder
+from hyprstream.runtime.settings import Settings
+from hyprstream.runtime.text_service import Answered
+from hyprstream.store.manifest import check_base
+
+log = logging.getLogger(__name__)
+
+_MAX_PENDING = 4096  # exchanges on their way to the disk; beyond it they are not learnt from
+
+Result = TypeVar("Result")
+
+
+class LiveLearning:
+    """The learning of one runtime.
+
+    Open it on the event loop's thread or another one, give `work` to the engine, and close it
+    on another thread once the engine has stopped.
+
+    Args:
+        model: The base model.
+        adapters: The store.
+        settings: Where things are, and how adapters learn.
+        learning: The loop and what it works with.
+    """
+
+    def __init__(
+        self, model: Model, adapters: Adapters, settings: Settings, learning: Learning
+    ) -> None:
+        self._model = model
+        self._adapters = adapters
+        self._settings = settings
+        self._learning = learning
+        self._policies = Policies(adapters)
+        self._is_wanted = False
+        self._is_ending = False
+        self._enrolling: asyncio.Task[None] | None = None
+        self._io = ThreadPoolExecutor(1, thread_name_prefix="hyprstream-traffic")
+        self._turn = threading.Lock()
+        self._num_pending = 0
+        self._end = end_token(model)
+        self._recorder = TrafficRecorder(
+            learning.buffer,
+            learning.journal,
+            {},
+            encode=self._encode,
+            observe=lambda name, version, bad: learning.loop.observe(name, version, is_bad=bad),
+            config=settings.train.traffic,
+        )
+
+    @classmethod
+    def open(
+        cls,
+        model: Model,
+        adapters: Adapters,
+        settings: Settings,
+        engine: Engine,
+        event_loop: asyncio.AbstractEventLoop,
+    ) -> "LiveLearning":
+        """Take up what the last process left.
+
+        Raises:
+            CacheBusyError: Another process learns in this home.
+            CorruptStoreError: The journal is damaged.
+        """
+        learning = open_learning(
+            model.decoder,
+            adapters,
+            settings.journal_file,
+            [],
+            install=installer(engine, event_loop),
+            config=settings.train,
+        )
+        return cls(model, adapters, settings, learning)
+
+    @property
+    def work(self) -> BackgroundWork:
+        """What the engine does between steps."""
+        return self._learning.loop
+
+    def start(self) -> None:
+        """Begin to enrol the adapters whose policies say so; on the event loop.
+
+        Not waited for: what an adapter is held by is text of the base model's own, which it
+        writes once. What is served meanwhile is kept already.
+        """
+        self._is_wanted = True
+        if self._enrolling is None or self._enrolling.done():
+            self._enrolling = asyncio.create_task(self._enrol_all())
+
+    async def stop(self) -> None:
+        """Enrol no more; on the event loop, before the engine stops."""
+        self._is_ending = True
+        if self._enrolling is not None:
+            await self._enrolling
+
+    def close(self) -> None:
+        """Wait for what is on its way to the disk, and let go of the journal."""
+        self._io.shutdown(wait=True)
+        self._learning.close()
+
+    def note(self, answered: Answered) -> None:
+        """Take an answer that is over. On the event loop; what comes of it comes later."""
+        with self._turn:
+            if self._num_pending >= _MAX_PENDING:
+                log.warning("the disk is too slow for the traffic: an exchange is not kept")
+                return
+            self._num_pending += 1
+        self._io.submit(self._finished, answered)
+
+    async def feedback(
+        self, answer: RequestId, opinion: Opinion, correction: str | None = None
+    ) -> Recorded:
+        """Take what a user said of an answer; errors as in `TrafficRecorder.feedback`."""
+        return await self._in_order(lambda: self._recorder.feedback(answer, opinion, correction))
+
+    async def refresh(self) -> None:
+        """Let the adapters learn whose policies say so now, and no others.
+
+        Raises:
+            HyprstreamError: The store cannot be read.
+        """
+        await self._in_order(self._choose)
+        self.start()
+
+    async def set_policy(self, name: str, policy: LearningPolicy) -> None:
+        """Say what an adapter learns from; what is served from now on is kept by that.
+
+        Raises:
+            AdapterNotFoundError: There is no such adapter.
+            IncompatibleAdapterError: It was made for another model.
+        """
+        await self._in_order(lambda: self._set_policy(name, policy))
+        self.start()
+
+    def _set_policy(self, name: str, policy: LearningPolicy) -> None:
+        manifest = self._adapters.manifest(self._adapters.resolve(name))
+        check_base(manifest, self._model.fingerprint)
+        self._policies.set(name, policy)
+        self._choose()
+
+    async def _enrol_all(self) -> None:
+        while self._is_wanted and not self._is_ending:
+            self._is_wanted = False
+            try:
+                chosen = await self._in_order(self._choose)
+                await asyncio.to_thread(self._enrol, chosen)
+            except HyprstreamError as error:
+                log.warning("no adapter learns: %s", error.code)
+
+    def _choose(self) -> list[AdapterName]:
+        """Find the adapters that learn, dismiss the others, and tell the recorder."""
+        base = self._model.fingerprint
+        chosen = {}
+        for adapter in self._adapters.list():
+            if self._adapters.manifest(adapter.version).base.fingerprint == base:
+                policy = self._policies.of(adapter.name)
+                if policy.learn != "off":
+                    chosen[adapter.name] = policy.learn
+                else:
+                    self._learning.loop.dismiss(adapter.name)
+        self._recorder.set_policies(chosen)
+        return list(chosen)
+
+    def _enrol(self, names: Sequence[AdapterName]) -> None:
+        settings = self._settings
+        for name in names:
+            if self._is_ending:
+                return
+            try:
+                learner = learner_of(
+                    self._adapters,
+                    name,
+                    self._model,
+                    settings.train,
+                    anchors=settings.anchors_folder,
+                )
+                self._learning.loop.enrol(learner)
+            except HyprstreamError as error:
+                log.warning("%s does not learn: %s", name, error.code)
+                self._learning.loop.dismiss(name)
+
+    def _finished(self, answered: Answered) -> None:
+        try:
+            self._recorder.finished(
+                Exchange(
+                    id=answered.id,
+                    adapter=answered.adapter,
+                    version=answered.version,
+                    prompt=answered.prompt,
+                    answer=answered.answer,
+                    outcome=answered.outcome,
+                    may_be_learnt=answered.may_be_learnt,
+                )
+            )
+        except HyprstreamError as error:
+            log.warning("an exchange is not kept: %s", error.code)
+        finally:
+            with self._turn:
+                self._num_pending -= 1
+
+    def _encode(self, text: str) -> list[int]:
+        return [*self._model.tokenizer.encode(text, add_special=False), *self._end]
+
+    async def _in_order(self, work: Callable[[], Result]) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._io, work)
+
+
+def end_token(model: Model) -> tuple[int, ...]:
+    """Return the token by which a model ends its answers, if it has one.
+
+    Of several end tokens it is the one that the chat template writes behind an answer.
+    """
+    eos = model.tokenizer.eos_ids
+    if model.has_chat_template:
+        chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        try:
+            tokens = model.chat_tokens(chat, add_generation_prompt=False)
+        except HyprstreamError:  # a template may refuse what it likes
+            tokens = []
+        for token in reversed(tokens):
+            if token in eos:
+                return (token,)
+    return (min(eos),) if eos else ()

