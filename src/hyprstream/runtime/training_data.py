@@ -23,6 +23,7 @@ from hyprstream.train.sample import Judged, Pair, Sample
 
 _Item = Sample | Pair | Judged
 _BATCHES_OF_A_PASS = 10  # few data are learnt in few passes only by steps that are small
+_LEAST_BATCH = 128  # of tokens: less would not use the processor well
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +59,8 @@ class Material:
     def batch_tokens(self, most: int) -> int:
         """Return a size of batches of which a pass has at least ten, if the data allows."""
         lengths = [item.num_computed for item in self.trained]
-        return max(*lengths, min(most, -(-sum(lengths) // _BATCHES_OF_A_PASS)))
+        size = -(-sum(lengths) // _BATCHES_OF_A_PASS)
+        return max(*lengths, _LEAST_BATCH, min(most, size))
 
     def num_steps(self, config: TrainConfig, epochs: float) -> int:
         """Return how many steps so many passes take."""
