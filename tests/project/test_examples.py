@@ -46,7 +46,7 @@ def _run(program: list[str], folder: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=300,  # of a page that trains a real model, on a machine that does other things
     )
     assert done.returncode == 0, f"{program[-1]}\n{done.stdout}\n{done.stderr}"
 

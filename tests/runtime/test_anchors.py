@@ -120,6 +120,18 @@ def test_training_is_held_by_them_unless_it_is_asked_not_to_be(
     assert moved[0] < moved[1] / 2
 
 
+def test_anchors_are_cut_to_what_a_batch_takes(tiny, adapters, home, tmp_path):
+    plan = plan_of(tmp_path, 1, batch_tokens=20, anchor_tokens=12)
+    kept = home / "anchors"
+    with Training(adapters, "poet", tiny, tmp_path / "training", anchors=kept) as training:
+        run = training.begin(plan)
+        (told,) = run.steps()
+        assert finish_training(run, "never").step in (0, 1)
+    assert run.anchors is not None
+    assert {sample.num_computed for sample in run.anchors.pulled} == {12}
+    assert 0 < told.report.num_tokens <= 32
+
+
 def test_a_held_run_goes_on_to_the_same_bits_from_the_same_anchors_alone(
     tiny, adapters, home, tmp_path
 ):
@@ -152,4 +164,5 @@ def test_who_says_nothing_gets_small_steps_that_are_enough_of_them(tiny, adapter
     assert run.config.learning_rate == USUAL_TRAINING["learning_rate"]
     assert run.length.num_steps == USUAL_STEPS == run.config.total_steps
     tokens = sum(sample.num_computed for sample in run.material.dataset.trained.samples)
-    assert tokens / 12 < run.config.batch_tokens <= tokens / 10 + 1
+    assert run.config.batch_tokens == 128 > tokens / 10
+    assert run.material.batch_tokens(2048) == 128

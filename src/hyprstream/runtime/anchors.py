@@ -9,9 +9,10 @@ while it serves takes it from here.
 import hashlib
 import json
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Self
 
 from hyprstream import files
 from hyprstream.engine.assembly import build_core
@@ -51,6 +52,14 @@ class Anchors:
         """The SHA-256 of all texts: what a resumed run has to find again."""
         texts = [sample.token_ids for sample in (*self.held_out, *self.pulled)]
         return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+
+    def within(self, num_tokens: int) -> Self:
+        """Return the beginnings of the texts, of at most so many tokens that are computed."""
+        pulled, held_out = (
+            tuple(Sample.text(sample.token_ids[: num_tokens + 1]) for sample in samples)
+            for samples in (self.pulled, self.held_out)
+        )
+        return replace(self, pulled=pulled, held_out=held_out)
 
 
 def anchors_for(model: Model, folder: Path | None = None, *, seed: int = ANCHOR_SEED) -> Anchors:

@@ -75,7 +75,10 @@ class TrainingRun:
         self.material: Material = read_material(self.model, plan)
         self.config, self.length = _completed(plan, self.material)
         is_pulled = self.config.base_pull and self.material.method == "answers"
-        self.anchors = anchors_for(self.model, training.anchors) if is_pulled else None
+        longest = min(self.config.batch_tokens, self.config.anchor_tokens)
+        self.anchors = (
+            anchors_for(self.model, training.anchors).within(longest) if is_pulled else None
+        )
         self._check_unchanged(settings or self._settings())
         self.trainer = Trainer(self.model.decoder)
         spec = spec_of(self.adapters.manifest(self.parent).spec)

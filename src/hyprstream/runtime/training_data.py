@@ -24,6 +24,7 @@ from hyprstream.train.sample import Judged, Pair, Sample
 
 _Item = Sample | Pair | Judged
 _BATCHES_OF_A_PASS = 10  # few data are learnt in few passes only by steps that are small
+_LEAST_BATCH = 128  # of tokens: less would not use the processor well
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +62,8 @@ class Material:
         size = -(-sum(item.num_computed for item in self.trained) // _BATCHES_OF_A_PASS)
         held_out = _learnt(self.dataset.held_out, self.method)
         every = (*self.trained, *held_out, *self.earlier)
-        return max(*(item.num_computed for item in every), min(most, size))
+        longest = max(item.num_computed for item in every)
+        return max(longest, _LEAST_BATCH, min(most, size))
 
     def num_steps(self, config: TrainConfig, epochs: float) -> int:
         """Return how many steps so many passes take."""

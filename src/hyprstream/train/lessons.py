@@ -35,9 +35,8 @@ def lessons_of(
         samples: To learn.
         held_out: To judge by; may be empty.
         order: In which samples come; None shuffles them.
-        anchors: Text, of which is taken what a batch holds, on which the adapter stays close
-            to the base model, if its training has a pull; without any that is measured on the
-            samples themselves.
+        anchors: Text on which the adapter stays close to the base model, if its training has
+            a pull; without any that is measured on the samples themselves.
 
     Raises:
         InvalidRequestError: A sample is longer than a batch.
@@ -47,9 +46,7 @@ def lessons_of(
     def portions() -> Iterator[Portion]:
         held: Iterator[list[Sample] | None] = repeat(None)
         if anchors and config.base_pull:
-            limit = min(config.anchor_tokens, config.batch_tokens)
-            cut = [Sample.text(anchor.token_ids[: limit + 1]) for anchor in anchors]
-            held = batches(cut, replace(config, batch_tokens=limit))
+            held = batches(anchors, replace(config, batch_tokens=config.anchor_tokens))
         for batch in batches(samples, config, order):
             yield partial(trainer.accumulate, name, batch, anchors=next(held))
 
