@@ -55,6 +55,7 @@ class LiveLearning:
         self._policies = Policies(adapters)
         self._is_wanted = False
         self._is_ending = False
+        self._is_closed = False
         self._enrolling: asyncio.Task[None] | None = None
         self._io = ThreadPoolExecutor(1, thread_name_prefix="hyprstream-traffic")
         self._turn = threading.Lock()
@@ -117,17 +118,21 @@ class LiveLearning:
 
     def close(self) -> None:
         """Wait for what is on its way to the disk, and let go of the journal."""
+        with self._turn:
+            self._is_closed = True
         self._io.shutdown(wait=True)
         self._learning.close()
 
     def note(self, answered: Answered) -> None:
         """Take an answer that is over. On the event loop; what comes of it comes later."""
         with self._turn:
+            if self._is_closed:
+                return
             if self._num_pending >= _MAX_PENDING:
                 log.warning("the disk is too slow for the traffic: an exchange is not kept")
                 return
             self._num_pending += 1
-        self._io.submit(self._finished, answered)
+            self._io.submit(self._finished, answered)
 
     async def feedback(
         self, answer: RequestId, opinion: Opinion, correction: str | None = None

@@ -11,6 +11,7 @@ from typing import Any
 
 import h11
 import uvicorn
+from starlette.types import ASGIApp
 from typing_extensions import override
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -134,13 +135,15 @@ async def _serve(
     announce: Callable[[int], None],
 ) -> int | None:
     async with Runtime(model, settings) as runtime:
-        server = _Server(_uvicorn_config(build_app(runtime, verifier), settings.server))
+        server = _Server(uvicorn_config(build_app(runtime, verifier), settings.server))
         server.when_started = lambda: announce(listening.getsockname()[1])
         await server.serve([listening])
         return server.ended_by
 
 
-def _uvicorn_config(app: Any, config: ServerConfig) -> uvicorn.Config:
+def uvicorn_config(app: ASGIApp, config: ServerConfig) -> uvicorn.Config:
+    """Say how uvicorn serves an application: HTTP/1.1 with limits, and nothing by its own mind."""
+
     def protocol(*arguments: Any, **options: Any) -> "TimedProtocol":
         return TimedProtocol(*arguments, head_timeout_s=config.header_timeout_s, **options)
 

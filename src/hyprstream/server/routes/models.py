@@ -8,7 +8,7 @@ from starlette.responses import Response
 from hyprstream.refs import AdapterName
 from hyprstream.server.access import Route
 from hyprstream.server.sse import encode
-from hyprstream.server.state import ServerState, grant_of, state_of, unknown_model
+from hyprstream.server.state import ServerState, grant_of, state_of
 
 
 async def list_models(request: Request) -> Response:
@@ -65,8 +65,6 @@ async def _adapter(state: ServerState, ref: str) -> dict[str, Any]:
     known = (await _adapters(state)).get(AdapterName(ref))
     if known is not None:
         return known
-    if version is None:
-        raise unknown_model(ref)
     return _record(state, ref, version, state.started_at)
 
 
