@@ -277,7 +277,8 @@ def _at_home(default: object) -> str:
 def _kind(annotation: object) -> str:
     if get_origin(annotation) is Literal:
         return ", ".join(map(_code, get_args(annotation)))
-    return {str: "text", str | None: "text", Path: "folder", bool: "yes or no"}[annotation]  # type: ignore[index]  # types are hashable
+    kinds = {str: "text", str | None: "text", Path: "folder", bool: "yes or no"}
+    return (kinds | {int: "number", float: "number"})[annotation]  # type: ignore[index]  # types are hashable
 
 
 def _field_docs(owner: type[Any]) -> dict[str, str]:

@@ -33,7 +33,7 @@ from hyprstream.models.quant import Quantization
 from hyprstream.models.tokenizer import Tokenizer
 from hyprstream.refs import ModelFingerprint, ModelRef
 from hyprstream.runtime.device import choose_device, choose_dtype, settle_memory
-from hyprstream.runtime.embeddings import embed_texts
+from hyprstream.runtime.embeddings import choose_pooling, embed_texts
 from hyprstream.runtime.info import ModelInfo, describe_model
 from hyprstream.runtime.models import open_catalog
 from hyprstream.runtime.settings import Device, Dtype, Settings, load_settings
@@ -176,6 +176,11 @@ class Model:
         model.adapter = name
         model._bank = _bank_of(weights, self.decoder)
         return model
+
+    @property
+    def pooling(self) -> Pooling:
+        """How `embed` makes one vector of the states of a text, unless it is told."""
+        return choose_pooling(self._network.config, None)
 
     @property
     def has_chat_template(self) -> bool:

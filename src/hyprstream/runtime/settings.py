@@ -20,6 +20,7 @@ from typing_extensions import override
 
 from hyprstream.errors import InvalidSettingsError
 from hyprstream.runtime.registries import RegistrySettings, name_problem
+from hyprstream.runtime.warehouse.config import SqlConfig
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -58,6 +59,7 @@ class Settings(BaseSettings):
     keyring: bool = True
     """Keep tokens of registries in the system's keyring, where there is one."""
     model: ModelSettings = Field(default_factory=ModelSettings)
+    sql: SqlConfig = Field(default_factory=SqlConfig)
     registries: Mapping[str, RegistrySettings] = Field(default_factory=dict)
     """Registries of the user's own, by the scheme of their references."""
 
@@ -104,6 +106,21 @@ class Settings(BaseSettings):
     def adapters_folder(self) -> Path:
         """Folder of the adapter store."""
         return self.home.expanduser() / "adapters"
+
+    @property
+    def vectors_folder(self) -> Path:
+        """Folder of the tables of vectors."""
+        return self.home.expanduser() / "vectors"
+
+    @property
+    def sql_folder(self) -> Path:
+        """Folder of the tables that statements make."""
+        return self.home.expanduser() / "sql"
+
+    @property
+    def journal_file(self) -> Path:
+        """What happened: samples, decisions, requests."""
+        return self.home.expanduser() / "learning" / "journal.db"
 
     @property
     def training_folder(self) -> Path:
