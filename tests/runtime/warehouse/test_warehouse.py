@@ -35,16 +35,18 @@ def reader_of(table: pa.Table) -> pa.RecordBatchReader:
 
 
 @pytest.fixture
-def warehouse(tmp_path):
-    models = [["a", 1]]
+def models():
+    return [["a", 1]]
 
+
+@pytest.fixture
+def warehouse(tmp_path, models):
     def live():
         return pa.table({"ref": [row[0] for row in models], "size": [row[1] for row in models]})
 
     with Warehouse(
         None, VectorStore(tmp_path / "vectors"), live={"models": live}, brain=FakeBrain()
     ) as opened:
-        opened.models = models
         yield opened
 
 
@@ -52,9 +54,9 @@ def rows(warehouse, text, caller=READER, values=None):
     return warehouse.query(caller, text, [values]).to_pylist()
 
 
-def test_what_the_program_has_is_as_it_is_when_asked(warehouse):
+def test_what_the_program_has_is_as_it_is_when_asked(warehouse, models):
     assert rows(warehouse, "SELECT * FROM models") == [{"ref": "a", "size": 1}]
-    warehouse.models.append(["b", 2])
+    models.append(["b", 2])
     assert rows(warehouse, "SELECT sum(size) AS s FROM live.models") == [{"s": 3}]
 
 

@@ -146,10 +146,10 @@ class Execution:
     def count(self) -> int:
         """Run it to its end and tell how many rows it changed; -1 where that is not known."""
         table = self.table()
-        if table.column_names == ["Count"] and table.num_rows == 1:
-            number: int = table.column(0)[0].as_py()
-            return number
         num_rows: int = table.num_rows
+        if table.column_names == ["Count"] and num_rows == 1:
+            num_rows = table.column(0)[0].as_py()
+            return num_rows
         return num_rows if self.parsed.kind == "INSERT" else -1
 
     def cancel(self) -> None:
