@@ -14,6 +14,8 @@ def serving(folder, *options):
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
     )
+    assert process.stdin is not None
+    assert process.stdout is not None
     try:
         port = process.stdout.readline().strip()
         assert port, (folder / "log").read_text()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from hyprstream.flight.service import FlightService, Tls
-from hyprstream.runtime.warehouse.config import SqlConfig
+from hyprstream.runtime.sql_config import SqlConfig
 from hyprstream.runtime.warehouse.warehouse import Warehouse
 from hyprstream.vectors.store import VectorStore
 from tests.runtime.warehouse.fakes import FakeBrain

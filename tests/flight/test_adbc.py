@@ -194,8 +194,7 @@ def test_parameters_keep_what_they_are(cursor, array, text):
 )
 def test_errors_are_of_the_right_class_and_tell_no_secrets(connection, cursor, text, kind):
     with pytest.raises(kind) as caught:
-        cursor.execute(text)
-        cursor.fetchall()
+        one(cursor, text)
     assert "Traceback" not in str(caught.value)
     assert ".py" not in str(caught.value)
     connection.rollback()
@@ -204,7 +203,7 @@ def test_errors_are_of_the_right_class_and_tell_no_secrets(connection, cursor, t
 SLOW = "SELECT count(*) FROM range(10000000) a, range(10000000) b WHERE a.range + b.range = 7"
 
 
-def test_a_query_is_cancelled(connection, cursor):
+def test_a_query_is_cancelled(cursor):
     cursor.execute(SLOW)
     canceller = threading.Timer(0.5, cursor.adbc_cancel)
     canceller.start()
@@ -230,10 +229,10 @@ def test_keys_and_scopes(guarded_port):
         with pytest.raises(dbapi.ProgrammingError, match="leave to write"):
             cursor.execute("DELETE FROM mine")
         reader.rollback()
-    with pytest.raises(dbapi.Error, match="not known"):
-        connect(guarded_port, **{HEADER: "Bearer nobody"})
-    with pytest.raises(dbapi.Error, match="key is needed"):
-        connect(guarded_port)
+    for options, message in (({HEADER: "Bearer nobody"}, "not known"), ({}, "key is needed")):
+        refused = dbapi.connect(f"grpc://127.0.0.1:{guarded_port}", options, autocommit=True)
+        with refused, refused.cursor() as cursor, pytest.raises(dbapi.Error, match=message):
+            cursor.execute("SELECT 1")
 
 
 def test_a_password_starts_a_session(guarded_port):

@@ -74,7 +74,8 @@ def test_an_exchange_embeds_as_the_texts_come(client):
         assert reader.schema.metadata[b"hyprstream.adapter"] == b"pirate"
 
 
-def test_what_there_is_can_be_listed_and_read(client, docs):
+@pytest.mark.usefixtures("docs")
+def test_what_there_is_can_be_listed_and_read(client):
     flights = {tuple(p.decode() for p in f.descriptor.path): f for f in client.list_flights()}
     assert ("main", "models") in flights
     assert ("vectors", "docs") in flights
@@ -108,7 +109,8 @@ def test_tables_of_vectors_can_be_joined_and_dropped(client):
      pack("TicketStatementQuery", statement_handle=b"x"),
      pack("CommandStatementQuery", query="SELECT 1")[:-2]],
 )  # fmt: skip
-def test_tickets_that_make_no_sense_get_a_status(client, docs, content):
+@pytest.mark.usefixtures("docs")
+def test_tickets_that_make_no_sense_get_a_status(client, content):
     with pytest.raises((pa.ArrowException, KeyError)) as caught:
         client.do_get(fl.Ticket(content)).read_all()
     assert "Traceback" not in str(caught.value)

@@ -19,6 +19,8 @@ Type{! string name 1; * Member field 2; * Type nested_type 3}
 Member{! string name 1; ! int32 number 3; ! int32 label 4; ! int32 type 5; ! string type_name 6;
   ? int32 oneof_index 9; ! bool proto3_optional 17}
 """)
+_OUR_NAMES = {"Error": "SessionError"}  # nested there, where its name is not taken
+_FILE_TAGS = {number << 3 | 2 for number in (1, 2, 3, 4, 5, 6, 7, 8, 9, 12)}
 _KINDS = {1: "double", 3: "int64", 5: "int32", 8: "bool", 9: "string", 12: "bytes", 13: "uint32",
           14: "int32", 16: "sfixed64"}  # fmt: skip
 
@@ -27,23 +29,35 @@ def _descriptors(name: bytes):
     """Dig the serialized description of a .proto file out of the driver's binary."""
     library = next(Path(adbc_driver_flightsql.__file__).parent.glob("*.so*")).read_bytes()
     for match in re.finditer(re.escape(b"\n" + bytes([len(name)]) + name), library):
-        start = match.start()
-        file = None
-        for end in range(start + len(name) + 2, start + 40_000):
-            # The description ends where the bytes stop being one.
-            try:
-                file = decode(_DESCRIPTORS, "File", library[start:end])
-            except InvalidRequestError:
-                continue
-            if file["message_type"] and library[end : end + 1] == b"\0":
-                return file
+        end = match.start()
+        while library[end] in _FILE_TAGS:  # it ends where no field of it begins
+            length, after = _varint(library, end + 1)
+            end = after + length
+        file = decode(_DESCRIPTORS, "File", library[match.start() : end])
+        if file["message_type"]:
+            return file
     raise AssertionError(f"{name!r} is not in the driver")
+
+
+def _varint(data, position):
+    number = shift = 0
+    while True:
+        number |= (data[position] & 0x7F) << shift
+        position, shift = position + 1, shift + 7
+        if data[position - 1] < 0x80:
+            return number, position
+
+
+def _all(messages):
+    for message in messages:
+        yield message
+        yield from _all(message["nested_type"])
 
 
 def _theirs(file):
     found = {}
-    for message in file["message_type"]:
-        entries = {nested["name"]: nested for nested in message["nested_type"]}
+    for message in _all(file["message_type"]):
+        entries = {n["name"]: n for n in message["nested_type"] if n["name"].endswith("Entry")}
         for field in message["field"]:
             kind = field["type_name"].rpartition(".")[2]
             label = "optional" if field["proto3_optional"] else "plain"
@@ -52,12 +66,12 @@ def _theirs(file):
             elif field["oneof_index"] is not None and label == "plain":
                 label = "choice"
             if kind in entries:
-                value = entries[kind]["field"][1]
-                kind, label = value["type_name"].rpartition(".")[2], "map"
-                kind = kind or _KINDS[value["type"]]
+                value, label = entries[kind]["field"][1], "map"
+                kind = value["type_name"].rpartition(".")[2] or _KINDS.get(value["type"])
             elif field["type"] != 11:
-                kind = _KINDS[field["type"]]
-            found[message["name"], field["name"]] = (field["number"], kind, label)
+                kind = _KINDS.get(field["type"])
+            owner = _OUR_NAMES.get(message["name"], message["name"])
+            found[owner, field["name"]] = (field["number"], _OUR_NAMES.get(kind, kind), label)
     return found
 
 
@@ -93,7 +107,8 @@ _KIND = {
 
 def _messages(declared, name):
     def values(field):
-        one = _KIND.get(field.kind) or _messages(declared, field.kind)
+        scalar = _KIND.get(field.kind)
+        one = _messages(declared, field.kind) if scalar is None else scalar
         if field.label == "repeated":
             return st.lists(one, max_size=4)
         if field.label == "map":

@@ -13,7 +13,18 @@ from typing import Annotated, NoReturn
 import typer
 
 from hyprstream import __version__
-from hyprstream.cli import auth, cache, chat, doctor, infer, lora, model, models_listed, quickstart
+from hyprstream.cli import (
+    auth,
+    cache,
+    chat,
+    doctor,
+    infer,
+    lora,
+    model,
+    models_listed,
+    quickstart,
+    sql,
+)
 from hyprstream.cli.options import QuietOption
 from hyprstream.cli.output import Output
 from hyprstream.cli.session import Context, Session, session_of
@@ -77,6 +88,7 @@ def build() -> typer.Typer:
     app.add_typer(cache.app, name="cache")
     app.add_typer(lora.app, name="lora")
     app.add_typer(auth.app, name="auth")
+    app.command()(sql.sql)
     app.command()(quickstart.quickstart)
     app.command()(doctor.doctor)
     aliases = ("pull", model.pull), ("ls", models_listed.list_models), ("rm", model.remove)

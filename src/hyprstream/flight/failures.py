@@ -72,7 +72,8 @@ def status_of(error: Exception) -> Exception:
         text = f"{error} [{error.code}]" + (f" {error.hint}" if error.hint else "")
         for kind, make in _STATUSES:
             if isinstance(error, kind):
-                return make(text)
+                status: Exception = make(text)
+                return status
     log.error("a Flight call failed", exc_info=error)
     return fl.FlightInternalError(f"internal error ({type(error).__name__})")
 

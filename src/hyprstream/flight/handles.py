@@ -145,6 +145,15 @@ class Handles:
         found.used_at = time.monotonic()
         return found
 
+    def of_prepared(self, prepared: Prepared, session: Session) -> bytes | None:
+        """Return the transaction that a prepared statement runs in.
+
+        Clients keep a statement beyond the transaction in which it was prepared: it takes part
+        in the next one of the session then.
+        """
+        handle = prepared.transaction
+        return handle if handle in self._transactions else session.transaction
+
     def of_session(self, session: Session) -> Transaction | None:
         """Return the transaction that calls without one take part in."""
         return self._transactions.get(session.transaction) if session.transaction else None

@@ -140,10 +140,21 @@ class Plain:
         return pa.table({"key": [key], "embedding": vector_array(vector[None])})
 
 
+def streamed_schema(table: pa.Table) -> pa.Schema:
+    """Return the columns of `batches_of`: not all clients read dictionaries."""
+    kinds = [
+        field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
+        for field in table.schema
+    ]
+    return pa.schema(kinds, metadata=table.schema.metadata)
+
+
 def batches_of(table: pa.Table) -> Iterator[pa.RecordBatch]:
-    """Cut a table into batches of at most 2 MiB, without copying it."""
+    """Cut a table into batches of at most 2 MiB; only dictionaries are copied."""
+    schema = streamed_schema(table)
     at_once = min(max(MESSAGE_BYTES // row_bytes(table.schema), 1), 65_536)
-    for batch in table.to_batches(max_chunksize=at_once):
+    for part in table.to_batches(max_chunksize=at_once):
+        batch = part.cast(schema)
         yield from pieces(batch) if batch.nbytes > 2 * MESSAGE_BYTES else (batch,)
 
 

@@ -20,7 +20,7 @@ from hyprstream.flight.auth import Gate, OpenHandshake, Session, Sessions
 from hyprstream.flight.failures import guarded, hide_tracebacks, status_of
 from hyprstream.flight.handles import Handles
 from hyprstream.flight.metadata import Metadata
-from hyprstream.flight.plain import Plain, batches_of
+from hyprstream.flight.plain import Plain, batches_of, streamed_schema
 from hyprstream.flight.protocol import pack, plain, unpack
 from hyprstream.flight.schemas import fixed_schema
 from hyprstream.flight.statements import Statements
@@ -151,7 +151,7 @@ class FlightService(fl.FlightServerBase):  # type: ignore[misc]  # pyarrow has n
         found = unpack(ticket.ticket)
         if found is None:
             table = self._plain.table(ticket.ticket)
-            return fl.GeneratorStream(table.schema, batches_of(table))
+            return fl.GeneratorStream(streamed_schema(table), batches_of(table))
         name, command = found
         if fixed_schema(name, command) is not None:
             transaction = self._handles.of_session(session)
@@ -237,12 +237,12 @@ class FlightService(fl.FlightServerBase):  # type: ignore[misc]  # pyarrow has n
     def _plain_info(self, session: Session, descriptor: Any) -> Any:
         if not descriptor.path:
             table = self._plain.table(descriptor.command or b"")
-            return _info(table.schema, descriptor, descriptor.command, table.num_rows)
+            return _info(streamed_schema(table), descriptor, descriptor.command, table.num_rows)
         return self._started(descriptor, self._statements.start(session, _select(descriptor), None))
 
     def _plain_schema(self, session: Session, descriptor: Any) -> pa.Schema:
         if not descriptor.path:
-            return self._plain.table(descriptor.command or b"").schema
+            return streamed_schema(self._plain.table(descriptor.command or b""))
         return self._statements.describe(session, _select(descriptor), None).schema
 
     def _started(self, descriptor: Any, execution: Execution) -> Any:

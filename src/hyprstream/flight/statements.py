@@ -74,7 +74,8 @@ class Statements:
         names = prepared.description.parsed.parameters
         if names and (not prepared.rows or prepared.rows == [None]):
             raise InvalidRequestError(f"the statement has {len(names)} parameters, none is bound")
-        return self.start(session, prepared.text, prepared.transaction, prepared.rows)
+        transaction = self._handles.of_prepared(prepared, session)
+        return self.start(session, prepared.text, transaction, prepared.rows)
 
     def update(self, session: Session, text: str, transaction: bytes | None) -> int:
         """Run a statement to its end; return how many rows it changed."""
@@ -88,10 +89,10 @@ class Statements:
             rows = parameter_rows(prepared.description.parsed, reader.read_all())
         if not rows:
             return 0
-        if prepared.transaction or len(rows) == 1:
+        transaction = self._handles.of_prepared(prepared, session)
+        if transaction or len(rows) == 1:
             counts = [
-                self.start(session, prepared.text, prepared.transaction, [row]).count()
-                for row in rows
+                self.start(session, prepared.text, transaction, [row]).count() for row in rows
             ]
             return sum(max(count, 0) for count in counts) if len(rows) > 1 else counts[0]
         own = self._warehouse.begin(session.caller, session.schema)

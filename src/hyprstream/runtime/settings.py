@@ -20,7 +20,7 @@ from typing_extensions import override
 
 from hyprstream.errors import InvalidSettingsError
 from hyprstream.runtime.registries import RegistrySettings, name_problem
-from hyprstream.runtime.warehouse.config import SqlConfig
+from hyprstream.runtime.sql_config import SqlConfig
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]

@@ -19,7 +19,7 @@ from hyprstream.errors import (
     TableNotFoundError,
     UnavailableError,
 )
-from hyprstream.runtime.warehouse.config import SqlConfig
+from hyprstream.runtime.sql_config import SqlConfig
 from hyprstream.runtime.warehouse.execution import MESSAGE_BYTES
 from hyprstream.runtime.warehouse.ingest import Ingest
 from hyprstream.runtime.warehouse.warehouse import Caller, Warehouse

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from hyprstream.errors import UnavailableError
 from hyprstream.files import storage
-from hyprstream.runtime.warehouse.config import SqlConfig
+from hyprstream.runtime.sql_config import SqlConfig
 from hyprstream.runtime.warehouse.failures import translated
 
 CATALOG = "hyprstream"

@@ -146,11 +146,9 @@ class Execution:
     def count(self) -> int:
         """Run it to its end and tell how many rows it changed; -1 where that is not known."""
         table = self.table()
-        num_rows: int = table.num_rows
-        if table.column_names == ["Count"] and num_rows == 1:
-            num_rows = table.column(0)[0].as_py()
-            return num_rows
-        return num_rows if self.parsed.kind == "INSERT" else -1
+        is_count = bool(table.column_names == ["Count"] and table.num_rows == 1)
+        count: int = table.column(0)[0].as_py() if is_count else table.num_rows
+        return count if is_count or self.parsed.kind == "INSERT" else -1
 
     def cancel(self) -> None:
         """Stop it, from any thread; whoever reads it gets an error."""

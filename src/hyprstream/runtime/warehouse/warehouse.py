@@ -19,8 +19,8 @@ from hyprstream.runtime.info import describe
 from hyprstream.runtime.model import Model
 from hyprstream.runtime.models import open_catalog
 from hyprstream.runtime.settings import Settings
+from hyprstream.runtime.sql_config import SqlConfig
 from hyprstream.runtime.warehouse.brain import Brain, ModelBrain
-from hyprstream.runtime.warehouse.config import SqlConfig
 from hyprstream.runtime.warehouse.database import Database
 from hyprstream.runtime.warehouse.execution import EMPTY, Execution, Transaction
 from hyprstream.runtime.warehouse.failures import translated
