@@ -105,6 +105,17 @@ def _serve(output: Output, rows: "Rows", command: str | None, format: SqlFormat)
             output.failure(error)
 
 
+def _told(value: Any) -> Any:
+    """Return a value as JSON and YAML know it; times, decimals and bytes as text."""
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, list | tuple):
+        return [_told(entry) for entry in value]
+    if isinstance(value, Mapping):
+        return {str(name): _told(entry) for name, entry in value.items()}
+    return value.hex() if isinstance(value, bytes) else str(value)
+
+
 def _print(output: Output, rows: Sequence[Mapping[str, Any]], format: SqlFormat) -> None:  # noqa: A002
     if format is SqlFormat.CSV:
         text = io.StringIO()
@@ -114,6 +125,7 @@ def _print(output: Output, rows: Sequence[Mapping[str, Any]], format: SqlFormat)
         writer.writerows(row.values() for row in rows)
         output.text(text.getvalue())
         return
+    rows = [{name: _told(value) for name, value in row.items()} for row in rows]
     shown = [{name: "" if v is None else str(v) for name, v in row.items()} for row in rows]
     identifier = next(iter(rows[0]), "") if rows else ""
     output.table(rows, Format(format.value), identifier=identifier, shown=shown)

@@ -75,7 +75,8 @@ def status_of(error: Exception) -> Exception:
                 status: Exception = make(text)
                 return status
     log.error("a Flight call failed", exc_info=error)
-    return fl.FlightInternalError(f"internal error ({type(error).__name__})")
+    internal: Exception = fl.FlightInternalError(f"internal error ({type(error).__name__})")
+    return internal
 
 
 def guarded(call: Callable[P, R]) -> Callable[P, R]:

@@ -221,7 +221,7 @@ def _width(kind: pa.DataType) -> int:
     if pa.types.is_struct(kind):
         return sum(_width(kind.field(i).type) for i in range(kind.num_fields))
     try:
-        return max(kind.bit_width // 8, 1)
+        return max(int(kind.bit_width) // 8, 1)
     except ValueError:
         return 32
 
