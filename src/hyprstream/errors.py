@@ -10,18 +10,24 @@
         ChatTemplateError
         InvalidAdapterError
         InvalidDatasetError
+        InvalidSqlError
       NotFoundError                                                           404     3
         ModelNotFoundError
         AdapterNotFoundError
         VersionNotFoundError
+        TableNotFoundError
       AccessError                      somebody else has to let you in         403     8
         AuthenticationError
         ModelAccessDeniedError
+        SqlNotAllowedError
       ConflictError                    true now, maybe not later              409     4
         CacheBusyError
         AdapterExistsError
         StaleParentError
         IncompatibleAdapterError
+        TableExistsError
+        IncompatibleVectorsError
+        ConcurrentChangeError
       UnsupportedError                 we do not do this                      422     5
         UnsupportedArchitectureError
         UnsupportedFormatError
@@ -36,6 +42,7 @@
         StorageFullError
         QueueFullError
         DeadlineExceededError
+        QueryCancelledError
         AdapterMemoryFullError
         EngineStoppedError
       CorruptError                     what is on disk is not what was written 500    7
@@ -45,6 +52,7 @@
         CorruptManifestError
         CorruptGridError
         CorruptStoreError
+        CorruptVectorsError
         ChecksumMismatchError
         NonFiniteLogitsError
         NonFiniteEmbeddingError
@@ -161,6 +169,10 @@ class InvalidDatasetError(InvalidInputError):
         self.unit = unit
 
 
+class InvalidSqlError(InvalidInputError):
+    """Report a statement, or a value in it, that the database cannot make sense of."""
+
+
 class NotFoundError(HyprstreamError):
     """Report a name that stands for nothing here."""
 
@@ -178,6 +190,10 @@ class AdapterNotFoundError(NotFoundError):
 
 class VersionNotFoundError(NotFoundError):
     """Report an adapter version that is not installed."""
+
+
+class TableNotFoundError(NotFoundError):
+    """Report a name that no table has."""
 
 
 class AccessError(HyprstreamError):
@@ -203,6 +219,10 @@ class ModelAccessDeniedError(AccessError):
     """Report a model that the caller may not have, though the registry knows the caller."""
 
 
+class SqlNotAllowedError(AccessError):
+    """Report a statement that nobody, or not this caller, may run."""
+
+
 class ConflictError(HyprstreamError):
     """Report a state that stands against the request now and may not later."""
 
@@ -224,6 +244,18 @@ class StaleParentError(ConflictError):
 
 class IncompatibleAdapterError(ConflictError):
     """Report an adapter that does not fit the model that is loaded, or the room for it."""
+
+
+class TableExistsError(ConflictError):
+    """Report a name that another table has."""
+
+
+class IncompatibleVectorsError(ConflictError):
+    """Report vectors that cannot be compared with those of the table they were meant for."""
+
+
+class ConcurrentChangeError(ConflictError):
+    """Report a change of rows that another transaction is changing."""
 
 
 class UnsupportedError(HyprstreamError):
@@ -316,6 +348,10 @@ class DeadlineExceededError(UnavailableError):
     """Report a request whose deadline passed before its answer was complete."""
 
 
+class QueryCancelledError(UnavailableError):
+    """Report a query that somebody cancelled before it was done."""
+
+
 class CorruptError(HyprstreamError):
     """Report bytes on disk that are not what was written."""
 
@@ -399,6 +435,18 @@ class CorruptStoreError(CorruptError):
             f"{file} is damaged: {problem}",
             hint="Restore it from a copy; the payloads beside it are as they were.",
         )
+        self.file = str(file)
+
+
+class CorruptVectorsError(CorruptError):
+    """Report a file of a table of vectors that is not what was written.
+
+    Attributes:
+        file: Its path, as text.
+    """
+
+    def __init__(self, file: object, problem: str) -> None:
+        super().__init__(f"{file} is damaged: {problem}", hint="Drop the table and fill it again.")
         self.file = str(file)
 
 

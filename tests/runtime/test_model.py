@@ -74,11 +74,6 @@ def test_a_parameter_that_does_not_exist_is_named(model):
     assert "max_tokens" in caught.value.hint
 
 
-def test_a_decoder_does_not_embed_and_says_what_does(model):
-    with pytest.raises(UnsupportedError, match="no embedding model"):
-        model.embed(["a"])
-
-
 def test_a_path_that_is_not_there_is_named(tmp_path):
     with pytest.raises(ModelNotFoundError, match="nothing-here"):
         Model.load(tmp_path / "nothing-here")

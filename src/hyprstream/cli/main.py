@@ -24,6 +24,7 @@ from hyprstream.cli import (
     models_listed,
     quickstart,
     server,
+    sql,
 )
 from hyprstream.cli.options import QuietOption
 from hyprstream.cli.output import Output
@@ -89,6 +90,7 @@ def build() -> typer.Typer:
     app.add_typer(lora.app, name="lora")
     app.command()(server.server)
     app.add_typer(auth.app, name="auth")
+    app.command()(sql.sql)
     app.command()(quickstart.quickstart)
     app.command()(doctor.doctor)
     aliases = ("pull", model.pull), ("ls", models_listed.list_models), ("rm", model.remove)

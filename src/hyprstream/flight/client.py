@@ -1,0 +1,101 @@
+"""One statement for a server of Flight SQL, and its rows."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.flight as fl
+
+from hyprstream.errors import (
+    AuthenticationError,
+    HyprstreamError,
+    InvalidSettingsError,
+    InvalidSqlError,
+    NotFoundError,
+    SqlNotAllowedError,
+    UnavailableError,
+    UnsupportedError,
+)
+from hyprstream.flight.protocol import pack, read, unpack
+from hyprstream.refs import is_loopback
+
+_ERRORS: tuple[tuple[type[Exception], type[HyprstreamError]], ...] = (
+    (fl.FlightUnauthenticatedError, AuthenticationError),
+    (fl.FlightUnauthorizedError, SqlNotAllowedError),
+    (KeyError, NotFoundError),
+    (NotImplementedError, UnsupportedError),
+    (ValueError, InvalidSqlError),
+)
+
+
+def query(address: str, text: str, *, key: str = "", tls_ca: Path | None = None) -> pa.Table:
+    """Run a statement on a server.
+
+    Args:
+        address: `HOST:PORT`.
+        text: The statement.
+        key: To be let in; empty sends none.
+        tls_ca: File with the authority that vouches for the server, PEM; without one, a server
+            on this machine is spoken to in the clear, any other with the system's authorities.
+
+    Returns:
+        Its rows; of a statement without rows, one row `count` of how many it changed.
+
+    Raises:
+        HyprstreamError: The server is not there, or refuses.
+    """
+    headers = [(b"authorization", f"Bearer {key}".encode())] if key else []
+    options = fl.FlightCallOptions(headers=headers)
+    with _failures(address), _connected(address, tls_ca) as client:
+        body = pack("ActionCreatePreparedStatementRequest", query=text)
+        answer = next(iter(client.do_action(("CreatePreparedStatement", body), options)))
+        found = unpack(answer.body.to_pybytes())
+        if found is None:
+            raise UnsupportedError(f"{address} does not speak Flight SQL")
+        handle = found[1]["prepared_statement_handle"]
+        if found[1]["is_update"]:
+            return _update(client, handle, options)
+        command = pack("CommandPreparedStatementQuery", prepared_statement_handle=handle)
+        info = client.get_flight_info(fl.FlightDescriptor.for_command(command), options)
+        return client.do_get(info.endpoints[0].ticket, options).read_all()
+
+
+def _update(client: fl.FlightClient, handle: bytes, options: fl.FlightCallOptions) -> pa.Table:
+    command = pack("CommandPreparedStatementUpdate", prepared_statement_handle=handle)
+    descriptor = fl.FlightDescriptor.for_command(command)
+    writer, reader = client.do_put(descriptor, pa.schema([]), options)
+    with writer:
+        writer.done_writing()
+        answer = reader.read()
+    count = read("DoPutUpdateResult", answer.to_pybytes())["record_count"]
+    return pa.table({"count": [count]})
+
+
+@contextmanager
+def _connected(address: str, tls_ca: Path | None) -> Iterator[fl.FlightClient]:
+    host = address.rpartition(":")[0].strip("[]")
+    in_the_clear = tls_ca is None and is_loopback(host)
+    try:
+        authority = None if tls_ca is None else tls_ca.read_bytes()
+    except OSError as error:
+        raise InvalidSettingsError(f"{tls_ca} cannot be read: {error.strerror}") from error
+    scheme = "grpc" if in_the_clear else "grpc+tls"
+    with fl.connect(f"{scheme}://{address}", tls_root_certs=authority) as client:
+        yield client
+
+
+@contextmanager
+def _failures(address: str) -> Iterator[None]:
+    try:
+        yield
+    except HyprstreamError:
+        raise
+    except (pa.ArrowException, KeyError, OSError) as error:
+        text = str(error.args[0] if error.args else error).partition(". Detail:")[0]
+        for kind, ours in _ERRORS:
+            if isinstance(error, kind):
+                raise ours(text.removeprefix("Flight error: ")) from error
+        raise UnavailableError(
+            f"{address}: {text.splitlines()[0]}", hint="Is a server listening there?"
+        ) from error

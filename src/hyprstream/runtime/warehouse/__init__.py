@@ -1,0 +1,1 @@
+"""What is on this machine, in SQL: the SQL joint of the runtime."""

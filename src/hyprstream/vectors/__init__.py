@@ -1,0 +1,1 @@
+"""Embeddings on disk and how they are searched."""
