@@ -1,15 +1,14 @@
 """What adapters learn and what they forget: invented facts, and the loss on unrelated text.
 
 On SmolLM2, through the path of `hyprstream lora train start` and with its usual settings. Facts
-are drawn at random from a seed. Each is told in three phrasings, and asked in two others; an
+are drawn at random from a seed. Each is told in six phrasings, and asked in three others; an
 answer is right if greedy decoding gives every token of it. Rounds are seeds. Unrelated text is
-the beginning of WikiText-2's test part, corpora/wikitext-2/test.txt under HYPRSTREAM_TEST_DATA.
+of web pages and of instructions, 4096 tokens each.
 """
 
 import json
-import random
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -18,6 +17,8 @@ from typing import Any
 import torch
 
 from benchmarks.trained import test_data
+from hyprstream.cli.invented import Fact as Invented
+from hyprstream.cli.invented import draw_facts
 from hyprstream.lora.spec import LoraSpec
 from hyprstream.lora.weights import LoraWeights
 from hyprstream.runtime import load_settings
@@ -38,12 +39,8 @@ from hyprstream.train.trainer import Trainer
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SPEC = LoraSpec(rank=16, alpha=32, targets=TARGETS)
 _WINDOW, _NUM_WINDOWS = 256, 32  # tokens of unrelated text: 8192, if there are as many
+_NUM_TOLD, _NUM_ASKED = 6, 2  # phrasings; one more is asked in, which is in neither
 _REPLAY = CurriculumConfig(replay_share=0.25)
-
-_ONSETS = ("b", "br", "d", "dr", "f", "g", "gr", "h", "j", "k", "kl", "l", "m", "n", "p", "pl",
-           "qu", "r", "s", "st", "t", "tr", "v", "w", "z")  # fmt: skip
-_NUCLEI = ("a", "e", "i", "o", "u", "ai", "ei", "ou")
-_CODAS = ("n", "r", "l", "s", "m", "x", "nd", "rk", "lt")
 
 
 def main(rounds: int) -> None:
@@ -150,67 +147,18 @@ def tell(name: str, rows: Sequence[Row]) -> None:
 
 
 def draw(number: int, seed: int) -> list[Fact]:
-    """Draw facts of three sorts in turn, about things that are called by invented words."""
-    chance = random.Random(seed)  # noqa: S311 - facts, no secrets
-    subjects: dict[str, None] = {}
-    while len(subjects) < number:
-        subjects[_word(chance)] = None
-    facts = []
-    for i, subject in enumerate(subjects):
-        told, asked, answer, value = _SORTS[i % len(_SORTS)]
-        says = answer.format(s=subject, v=value(chance))
-        facts.append(
-            Fact(
-                *(
-                    tuple(Completion(prompt=q.format(s=subject) + "\n", answer=says) for q in of)
-                    for of in (told, asked)
-                )
-            )
+    """Draw the facts of the quick start, told in six ways and asked in three others."""
+    return [
+        Fact(
+            told=_records(fact, fact.questions[:_NUM_TOLD]),
+            asked=_records(fact, (fact.question, *fact.questions[_NUM_TOLD:][-_NUM_ASKED:])),
         )
-    return facts
+        for fact in draw_facts(number, seed)
+    ]
 
 
-def _word(chance: random.Random) -> str:
-    onsets, nuclei = chance.sample(_ONSETS, 2), chance.sample(_NUCLEI, 2)
-    word = onsets[0] + nuclei[0] + onsets[1] + nuclei[1] + chance.choice(_CODAS)
-    return word.capitalize()
-
-
-_SORTS: tuple[tuple[tuple[str, ...], tuple[str, ...], str, Callable[[random.Random], str]], ...] = (
-    (
-        (
-            "Where is the {s} archive?",
-            "In which town is the {s} archive kept?",
-            "Tell me where the {s} archive is.",
-        ),
-        (
-            "What is the location of the {s} archive?",
-            "I am looking for the {s} archive. Where is it?",
-        ),
-        "The {s} archive is in {v}.",
-        _word,
-    ),
-    (
-        (
-            "What is the door code of the {s} office?",
-            "Which code opens the {s} office?",
-            "Tell me the door code of the {s} office.",
-        ),
-        ("How do I open the door of the {s} office?", "I need the door code of the {s} office."),
-        "The door code of the {s} office is {v}.",
-        lambda chance: str(chance.randrange(1000, 10000)),
-    ),
-    (
-        (
-            "Who leads the {s} project?",
-            "Who is the leader of the {s} project?",
-            "Tell me who leads the {s} project.",
-        ),
-        ("What is the name of the {s} project leader?", "Which person leads the {s} project?"),
-        "The {s} project is led by {v}.",
-        _word,
-    ),
-)
+def _records(fact: Invented, questions: Sequence[str]) -> tuple[Completion, ...]:
+    return tuple(Completion(prompt=f"{q}\n", answer=fact.answer) for q in questions)
 
 
 def _halves(facts: list[Fact]) -> tuple[list[Fact], list[Fact]]:
@@ -228,9 +176,14 @@ def _written(file: Path, facts: Sequence[Fact]) -> Path:
 
 
 def _unrelated(model: Model, num_windows: int) -> list[Sample]:
-    file = test_data() / "corpora" / "wikitext-2" / "test.txt"
-    if not file.is_file():
-        raise SystemExit(f"put the test part of WikiText-2 at {file}")
-    ids = model.tokenizer.encode(file.read_text("utf-8")[: 8 * _WINDOW * num_windows])
-    windows = [ids[i : i + _WINDOW + 1] for i in range(0, len(ids) - 1, _WINDOW)]
-    return [Sample.text(window) for window in windows[:num_windows]]
+    """Take as much of web pages as of instructions."""
+    folder = test_data() / "corpora"
+    pages = (folder / "cs336" / "corpus.en").read_text("utf-8")
+    tasks = map(json.loads, (folder / "self_instruct" / "seed_tasks.jsonl").open(encoding="utf-8"))
+    told = "\n\n".join(f"{t['instruction']}\n{t['instances'][0]['output']}" for t in tasks)
+    samples = []
+    for text in (pages, told):
+        ids = model.tokenizer.encode(text[: 4 * _WINDOW * num_windows])
+        windows = [ids[i : i + _WINDOW + 1] for i in range(0, len(ids) - 1, _WINDOW)]
+        samples += [Sample.text(window) for window in windows[: num_windows // 2]]
+    return samples

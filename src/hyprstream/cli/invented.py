@@ -109,12 +109,15 @@ _SORTS = (
 
 
 def draw_facts(number: int, seed: int) -> list[Fact]:
-    """Draw facts of all sorts in turn."""
+    """Draw facts of all sorts in turn, each about something else."""
     chance = random.Random(seed)  # noqa: S311 - facts, no secrets
+    subjects: dict[str, None] = {}  # in order, which a set has not
+    while len(subjects) < number:
+        subjects[_word(chance)] = None
     facts = []
-    for i in range(number):
+    for i, subject in enumerate(subjects):
         sort = _SORTS[i % len(_SORTS)]
-        subject, value = _word(chance), sort.draw(chance)
+        value = sort.draw(chance)
         facts.append(
             Fact(
                 question=sort.asked.format(s=subject),
