@@ -74,9 +74,10 @@ def learner_of(
     usual = TrainConfig(**dict[str, Any](settings))
     longest = config.buffer.max_sample_tokens
     policies = Policies(adapters)
+    trusted = _trusted(policies, known, model, config)  # before text is written for a while
     return Learner(
         name=known,
-        trusted={UNRELATED: _unrelated(model, anchors), **_trusted(policies, known, model, config)},
+        trusted={UNRELATED: _unrelated(model, anchors), **trusted},
         uniform_loss=math.log(model.info.vocab_size),
         # Dropout would hide other inputs each time that a piece of a pass is computed.
         spec=replace(spec_of(manifest.spec), dropout=0.0),

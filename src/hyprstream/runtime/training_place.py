@@ -8,7 +8,6 @@ A stop is a file that the process looks for between two steps: it needs no numbe
 which could belong to another one by then. No torch.
 """
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -136,13 +135,15 @@ class TrainingPlace:
         """
         if not self.is_held():
             return False
-        with files.storage(self.folder):
-            os.close(os.open(self.folder / _STOP, os.O_WRONLY | os.O_CREAT, 0o644))
         until = clock() + timeout_s
-        while self.is_held():
-            if clock() >= until:
-                return False
-            sleep(0.05)
+        with files.storage(self.folder):
+            while self.is_held():
+                # Again and again: a process that has just begun forgets what was asked before.
+                (self.folder / _STOP).touch()
+                if clock() >= until:
+                    return False
+                sleep(0.05)
+            (self.folder / _STOP).unlink(missing_ok=True)
         return True
 
     def _clear(self) -> None:
