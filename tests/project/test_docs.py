@@ -17,6 +17,7 @@ from hyprstream.models import arch
 from hyprstream.models.checkpoint import BLOCK_TYPES
 from hyprstream.runtime.registries import RegistrySettings
 from hyprstream.runtime.settings import ModelSettings, Settings
+from hyprstream.runtime.sql_config import SqlConfig
 from hyprstream.train.config import FinishConfig, TrainConfig
 from tests.project.pages import DOCS
 from tests.project.sources import SOURCE
@@ -63,7 +64,8 @@ def test_every_setting_is_documented():
     page = _page("reference/settings.md")
     keys = {*Settings.model_fields, *(f"model.{field.name}" for field in fields(ModelSettings))}
     keys |= {f"registries.NAME.{field.name}" for field in fields(RegistrySettings)}
-    for key in keys - {"model", "registries"}:
+    keys |= {f"sql.{field.name}" for field in fields(SqlConfig)}
+    for key in keys - {"model", "registries", "sql"}:
         assert f"| `{key}` | `HYPRSTREAM_{key.replace('.', '__').upper()}` |" in page
 
 
