@@ -20,6 +20,7 @@ from hyprstream.runtime.learning_config import LearningConfig
 from hyprstream.runtime.registries import RegistrySettings
 from hyprstream.runtime.server_config import ServerConfig
 from hyprstream.runtime.settings import ModelSettings, Settings
+from hyprstream.runtime.sql_config import SqlConfig
 from hyprstream.train.config import FinishConfig, TrainConfig
 from tests.project.pages import DOCS
 from tests.project.sources import SOURCE
@@ -78,10 +79,11 @@ def test_every_setting_is_documented():
     for section, config in (
         ("engine", EngineConfig()),
         ("server", ServerConfig()),
+        ("sql", SqlConfig()),
         ("train", LearningConfig()),
     ):
         keys |= {f"{section}.{key}" for key in _keys(config)}
-    for key in keys - {"engine", "model", "registries", "server", "train"}:
+    for key in keys - {"engine", "model", "registries", "server", "sql", "train"}:
         assert f"| `{key}` | `HYPRSTREAM_{key.replace('.', '__').upper()}` |" in page
 
 

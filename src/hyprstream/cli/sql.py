@@ -4,6 +4,7 @@ import csv
 import io
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -106,7 +107,10 @@ def _serve(output: Output, rows: "Rows", command: str | None, format: SqlFormat)
 
 
 def _told(value: Any) -> Any:
-    """Return a value as JSON and YAML know it; times, decimals and bytes as text."""
+    """Return a value as JSON and YAML know it; times and bytes as text, numbers unrounded."""
+    if isinstance(value, Decimal):
+        number = int(value) if value == value.to_integral_value() else float(value)
+        return number if Decimal(str(number)) == value else str(value)
     if value is None or isinstance(value, str | int | float):
         return value
     if isinstance(value, list | tuple):
