@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-TORCH_TESTS := -n 2
+TORCH_TESTS := -n 2 --dist worksteal
 
 .PHONY: quickstart test test-all check bench docs clean
 

@@ -82,8 +82,8 @@ def check(num_swaps: int, seed: int) -> None:
 
 
 @pytest.mark.timeout(180)
-def test_no_token_comes_from_a_wrong_or_stale_version_through_2000_swaps():
-    check(2_000, seed=1)
+def test_no_token_comes_from_a_wrong_or_stale_version_through_500_swaps():
+    check(500, seed=1)
 
 
 @pytest.mark.slow

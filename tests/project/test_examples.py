@@ -22,11 +22,14 @@ def _commands(block: str) -> list[str]:
 
 
 def _home(folder: Path) -> Path:
-    """Make a home that shares the user's models, and nothing else."""
+    """Make a home that shares the user's models and what was made of them, and nothing else."""
     home = folder / "home"
     if not home.exists():
         home.mkdir()
-        (home / "cache").symlink_to(load_settings().cache_folder)
+        settings = load_settings()
+        settings.anchors_folder.mkdir(parents=True, exist_ok=True)
+        (home / "cache").symlink_to(settings.cache_folder)
+        (home / "anchors").symlink_to(settings.anchors_folder)
     return home
 
 

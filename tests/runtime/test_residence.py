@@ -4,7 +4,7 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hyprstream.errors import AdapterNotFoundError
@@ -41,6 +41,7 @@ def run(use, max_known=2):
 
 
 @settings(max_examples=30, deadline=None)
+@example([["a", "c", "d", "e"], ["b", "b"]])  # retired twice at a time
 @given(st.lists(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=5), max_size=8))
 def test_versions_in_use_are_known_and_others_are_bounded(rounds):
     async def use(residence, engine):

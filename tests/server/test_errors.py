@@ -19,7 +19,7 @@ KINDS = [
     for _, kind in inspect.getmembers(errors, inspect.isclass)
     if issubclass(kind, HyprstreamError)
 ]
-PATH = "/home/somebody/.local/share/hyprstream/adapters/index.db"
+PATH = "/home/zaphod/.local/share/hyprstream/adapters/index.db"
 
 
 def made(kind: type[HyprstreamError]) -> HyprstreamError:
@@ -38,7 +38,7 @@ def test_an_error_has_a_status_a_type_and_a_code_and_names_no_file(kind):
     assert set(error) == {"message", "type", "param", "code"}
     assert error["type"].endswith("_error")
     assert error["code"]
-    assert "somebody" not in error["message"]
+    assert "zaphod" not in error["message"]
     assert "index.db" not in error["message"]
 
 

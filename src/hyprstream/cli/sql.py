@@ -120,13 +120,20 @@ def _told(value: Any) -> Any:
     return value.hex() if isinstance(value, bytes) else str(value)
 
 
+def _cell(value: Any) -> Any:
+    """Return a value as CSV knows it: nested ones as in JSON, numbers and texts as they are."""
+    return (
+        value if value is None or isinstance(value, str | int | float | Decimal) else _told(value)
+    )
+
+
 def _print(output: Output, rows: Sequence[Mapping[str, Any]], format: SqlFormat) -> None:  # noqa: A002
     if format is SqlFormat.CSV:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         if rows:
             writer.writerow(rows[0])
-        writer.writerows(row.values() for row in rows)
+        writer.writerows(map(_cell, row.values()) for row in rows)
         output.text(text.getvalue())
         return
     rows = [{name: _told(value) for name, value in row.items()} for row in rows]

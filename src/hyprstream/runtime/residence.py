@@ -95,5 +95,7 @@ class Residence:
             return
         unused = [version for version in self._known if version not in self._pins]
         for version in unused[: max(0, len(unused) - self._max_known)]:
+            if version in self._pins or version not in self._known:
+                continue  # while others were retired, somebody took it up, or retired it too
             del self._known[version]
             await self._engine.retire(version)
