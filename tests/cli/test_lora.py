@@ -298,6 +298,7 @@ def _process(home, *arguments: str, program: tuple[str, ...] = ("-m", "hyprstrea
     )
 
 
+@pytest.mark.slow
 def test_the_whole_way_in_processes_of_their_own_on_a_real_model(test_data, tmp_path):
     folder = str(test_data / "stories260K" / "hf")
     ask = ("--prompt", "Once upon a time", "--max-tokens", "12", "--temperature", "0")

@@ -95,6 +95,7 @@ def _continue(model, prompt, grammar, **params):
     return tokenizer.decode(ids, continues=True)
 
 
+@pytest.mark.slow
 def test_the_default_model_answers_in_json(smollm2):
     wanted = {
         "type": "object",
