@@ -8,6 +8,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,8 @@ from hyprstream.errors import (
 )
 
 CHUNK_BYTES = 1 << 20
+
+_PRIVATE_BYTES = 1 << 20  # of a private file
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST})
@@ -189,6 +192,96 @@ def is_locked(file: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
+
+
+class PrivateFile:
+    """A small file that nobody but its owner can read: mode 0600 in a folder of mode 0700.
+
+    Args:
+        folder: For this file alone; made with it.
+        name: Of the file.
+        remedy: What to do about a file that cannot be used.
+        leak: What to do when others may have read it.
+    """
+
+    def __init__(self, folder: Path, name: str, *, remedy: str, leak: str) -> None:
+        self._folder = folder
+        self._remedy = remedy
+        self._leak = leak
+        self.path = folder / name
+
+    def read(self) -> bytes | None:
+        """Read it; None where there is none.
+
+        Raises:
+            InvalidSettingsError: Others may read or write it, or it cannot be read.
+        """
+        try:
+            # A link could lead to a file that somebody else writes.
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise InvalidSettingsError(
+                f"{self.path} cannot be read: {error.strerror}", hint=self._remedy
+            ) from error
+        with os.fdopen(descriptor, "rb") as stream:
+            self._check(os.fstat(descriptor))
+            content = stream.read(_PRIVATE_BYTES + 1)
+        if len(content) > _PRIVATE_BYTES:
+            raise InvalidSettingsError(
+                f"{self.path} is damaged: it is longer than {_PRIVATE_BYTES} bytes",
+                hint=self._remedy,
+            )
+        return content
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Keep others from changing it; waits for them, which takes milliseconds.
+
+        Raises:
+            InvalidSettingsError: The folder cannot be written.
+        """
+        with storage(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._folder.chmod(stat.S_IRWXU)
+        with lock(self._folder / "lock", str(self.path), _Silent()):
+            yield
+
+    def write(self, content: bytes) -> None:
+        """Replace it as a whole, while `changing`; errors as in `storage`."""
+        temporary = self.path.with_suffix(".new")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        with storage(self._folder):
+            temporary.unlink(missing_ok=True)
+            with os.fdopen(os.open(temporary, flags, stat.S_IRUSR | stat.S_IWUSR), "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(self.path)
+            sync_folder(self._folder)
+
+    def _check(self, status: os.stat_result) -> None:
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+            raise InvalidSettingsError(
+                f"{self.path} is no file of this user and is not read", hint=self._remedy
+            )
+        if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            raise InvalidSettingsError(
+                f"{self.path} is open to others (mode {stat.S_IMODE(status.st_mode):04o}) "
+                "and is not read",
+                hint=f"Run `chmod 600 {self.path}`; {self._leak}",
+            )
+
+
+class _Silent:
+    """Waits without a word."""
+
+    def start(self, name: str, total_bytes: None) -> None:
+        """Say nothing."""
+
+    def done(self) -> None:
+        """Say nothing."""
 
 
 def _open_lock(file: Path) -> int:

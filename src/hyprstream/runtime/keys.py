@@ -1,15 +1,13 @@
 """Keys by which the faces know their callers: made once, shown once, kept as hashes.
 
 A key is 256 random bits, so that a plain SHA-256 of it tells nobody anything: there is no
-list of likely keys to try. The file has mode 0600 in a folder of mode 0700. No torch.
+list of likely keys to try. Nobody but the owner can read the file. No torch.
 """
 
 import hashlib
 import hmac
-import os
 import re
 import secrets
-import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +18,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hyprstream.errors import InvalidRequestError, InvalidSettingsError, NotFoundError
-from hyprstream.files import lock, storage, sync_folder
+from hyprstream.files import PrivateFile
 from hyprstream.refs import AdapterName, adapter_name
 
 KeyScope = Literal["inference", "feedback", "admin"]
@@ -30,9 +28,8 @@ SCOPES: tuple[KeyScope, ...] = get_args(KeyScope)
 
 _PREFIX = "hs-"
 _NUM_BYTES = 32
-_MAX_BYTES = 1 << 20
 _MAX_KEYS = 1000
-_OTHERS = stat.S_IRWXG | stat.S_IRWXO
+_REMEDY = "Remove it and make new keys."
 _NAME = re.compile(r"[\x20-\x7e]{1,100}")
 
 
@@ -93,9 +90,14 @@ class KeyFile:
     def __init__(
         self, folder: Path, *, clock: Callable[[], datetime] = lambda: datetime.now(tz=UTC)
     ) -> None:
-        self._folder = folder
         self._clock = clock
-        self.path = folder / "keys.json"
+        self._file = PrivateFile(
+            folder,
+            "keys.json",
+            remedy=_REMEDY,
+            leak="whoever has read it knows no key; whoever wrote it may have added one.",
+        )
+        self.path = self._file.path
 
     def create(
         self, name: str, scopes: Sequence[KeyScope], adapters: Sequence[str] | None = None
@@ -146,25 +148,15 @@ class KeyFile:
         Raises:
             InvalidSettingsError: Others may read or write the file, or it is damaged.
         """
-        try:
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except FileNotFoundError:
+        content = self._file.read()
+        if content is None:
             return []
-        except OSError as error:
-            raise InvalidSettingsError(
-                f"{self.path} cannot be read: {error.strerror}", hint="Make it readable again."
-            ) from error
-        with os.fdopen(descriptor, "rb") as stream:
-            self._check(os.fstat(descriptor))
-            data = stream.read(_MAX_BYTES + 1)
         try:
-            if len(data) > _MAX_BYTES:
-                raise ValueError
-            return _Content.model_validate_json(data).keys
-        except (ValidationError, ValueError):
+            return _Content.model_validate_json(content).keys
+        except ValidationError:
             raise InvalidSettingsError(
                 f"{self.path} is damaged: it is not what `hyprstream auth key create` writes",
-                hint="Remove it and make new keys.",
+                hint=_REMEDY,
             ) from None
 
     def revoke(self, key_id: str) -> StoredKey:
@@ -184,37 +176,11 @@ class KeyFile:
 
     @contextmanager
     def _changing(self) -> Iterator[list[StoredKey]]:
-        with storage(self._folder):
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._folder.chmod(stat.S_IRWXU)
-        with lock(self._folder / "lock", str(self.path), _Patience()):
+        with self._file.changing():
             keys = self.read()
             yield keys
-            with storage(self._folder):
-                self._write(_Content(keys=keys).model_dump_json(indent=2).encode() + b"\n")
-
-    def _write(self, content: bytes) -> None:
-        temporary = self.path.with_suffix(".new")
-        temporary.unlink(missing_ok=True)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-        with os.fdopen(os.open(temporary, flags, stat.S_IRUSR | stat.S_IWUSR), "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(self.path)
-        sync_folder(self._folder)
-
-    def _check(self, status: os.stat_result) -> None:
-        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
-            raise InvalidSettingsError(
-                f"{self.path} is no file of this user and is not read",
-                hint="Remove it and make new keys.",
-            )
-        if status.st_mode & _OTHERS:
-            raise InvalidSettingsError(
-                f"{self.path} is open to others (mode {stat.S_IMODE(status.st_mode):04o})",
-                hint=f"Run `chmod 600 {self.path}`, and revoke keys that you do not know.",
-            )
+            content = _Content(keys=keys).model_dump_json(indent=2)
+            self._file.write(content.encode() + b"\n")
 
 
 class Verifier:
@@ -270,13 +236,3 @@ class Verifier:
 def digest(key: str) -> str:
     """Return what is kept of a key."""
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-class _Patience:
-    """Waits for another change without a word; they take milliseconds."""
-
-    def start(self, name: str, total_bytes: None) -> None:
-        """Say nothing."""
-
-    def done(self) -> None:
-        """Say nothing."""
