@@ -85,8 +85,8 @@ def test_the_oldest_rows_go_and_what_waits_stays(journal, monkeypatch):
     assert [kept.id for kept in journal.used()] == used[-2:]
     assert [d.action for d in journal.decisions()] == ["publishing", "rejected", "rejected"]
     assert journal.decisions()[0].id == unfinished
-    assert journal.feedback("r2", "bad") is None
-    assert journal.feedback("r3", "bad") is not None
+    assert journal.find("r2") is None
+    assert journal.find("r3") is not None
 
 
 def test_a_journal_has_one_owner(journal):

@@ -28,9 +28,12 @@ class Requests(MemoryJournal):
     def request(self, row):
         self.requests[row.id] = row
 
+    def find(self, request_id):
+        return self.requests.get(request_id)
+
     def feedback(self, request_id, feedback):
         assert feedback in ("good", "bad", "correction")
-        return self.requests.get(request_id)
+        assert request_id in self.requests
 
 
 class Scene:
@@ -64,6 +67,15 @@ class Scene:
 
     def waiting(self):
         return [kept.sample for kept in self.log.waiting()]
+
+
+def test_answers_of_adapters_that_are_not_the_users_are_unknown():
+    scene = Scene()
+    scene.finish(1, SOME)
+    one = RequestId("r1")
+    assert scene.recorder.feedback(one, "good", may_use=lambda name: name != SOME) == "unknown"
+    assert (scene.waiting(), scene.opinions) == ([], [])
+    assert scene.recorder.feedback(one, "good", may_use=lambda name: name == SOME) == "waiting"
 
 
 def test_policies_decide_what_becomes_a_sample():
@@ -199,8 +211,9 @@ def test_the_journal_keeps_rows_and_feedback(tmp_path):
     assert scene.say(1, "bad") == "withdrawn"
     journal.close()
     journal = Journal(tmp_path / "journal.db")
-    row = journal.feedback("r1", "bad")
+    row = journal.find("r1")
     assert row is not None
+    assert row.feedback == "bad"
     assert (row.adapter, row.version, row.outcome, row.completion_tokens) == (
         ALL,
         VERSION,
@@ -208,5 +221,5 @@ def test_the_journal_keeps_rows_and_feedback(tmp_path):
         3,
     )
     assert list(journal.waiting()) == []
-    assert journal.feedback("r2", "bad") is None
+    assert journal.find("r2") is None
     journal.close()

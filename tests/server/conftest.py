@@ -39,7 +39,7 @@ def served(home) -> Iterator[Served]:
     file = KeyFile(Settings(home=folder).keys_folder)
     keys: dict[str, str] = {scope: file.create(scope, [scope])[0] for scope in SCOPES}
     keys["all"] = file.create("all", SCOPES)[0]
-    keys["poet"] = file.create("poet", ["inference"], ["poet"])[0]
+    keys["poet"] = file.create("poet", ["inference", "feedback"], ["poet"])[0]
     keys["revoked"], stored = file.create("revoked", SCOPES)
     file.revoke(stored.id)
     with ServerProcess(folder) as server:

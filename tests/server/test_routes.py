@@ -80,6 +80,19 @@ def test_keys_are_taken_as_bearers_alone(served):
         assert answer.status_code == 200
 
 
+def test_a_key_says_nothing_of_answers_of_adapters_that_are_not_its_own(served, client):
+    body = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
+    own, other = (
+        client.post("/v1/chat/completions", json={**body, "model": name}).json()["id"]
+        for name in ("poet", "team/clerk")
+    )
+    with served.client("poet") as limited:
+        for answer, status in ((own, 200), (other, 404)):
+            told = limited.post("/v1/feedback", json={"id": answer, "thumbs": "down"})
+            assert told.status_code == status, told.text
+    assert client.post("/v1/feedback", json={"id": other, "thumbs": "down"}).status_code == 200
+
+
 def test_a_key_sees_and_uses_only_its_adapters(served):
     with served.client("poet") as client:
         assert [m["id"] for m in client.get("/v1/models").json()["data"]] == ["model", "poet"]

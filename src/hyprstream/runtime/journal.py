@@ -194,12 +194,16 @@ class Journal:
                 ),
             )
 
-    def feedback(self, request_id: str, feedback: str) -> RequestRow | None:
-        """Keep what a user said of an answer; return the request, or None if it is unknown."""
+    def feedback(self, request_id: str, feedback: str) -> None:
+        """Keep what a user said of an answer, if it is known."""
         with self._change() as db:
             query = "UPDATE requests SET feedback = ? WHERE id = ?"
             db.execute(query, (feedback, request_id))
-            row = db.execute(
+
+    def find(self, request_id: str) -> RequestRow | None:
+        """Return a request; None if it is unknown."""
+        with self._turn, self._translated():
+            row = self._db.execute(
                 "SELECT id, adapter, version, outcome, prompt_tokens, completion_tokens, feedback "
                 "FROM requests WHERE id = ?",
                 (request_id,),

@@ -135,10 +135,17 @@ class LiveLearning:
             self._io.submit(self._finished, answered)
 
     async def feedback(
-        self, answer: RequestId, opinion: Opinion, correction: str | None = None
+        self,
+        answer: RequestId,
+        opinion: Opinion,
+        correction: str | None = None,
+        *,
+        may_use: Callable[[AdapterName], bool],
     ) -> Recorded:
-        """Take what a user said of an answer; errors as in `TrafficRecorder.feedback`."""
-        return await self._in_order(lambda: self._recorder.feedback(answer, opinion, correction))
+        """Take what a user said of an answer; see `TrafficRecorder.feedback`."""
+        return await self._in_order(
+            lambda: self._recorder.feedback(answer, opinion, correction, may_use=may_use)
+        )
 
     async def refresh(self) -> None:
         """Let the adapters learn whose policies say so now, and no others.

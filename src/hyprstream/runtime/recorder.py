@@ -85,8 +85,12 @@ class RequestLog(Protocol):
         """Keep how a request ended."""
         ...
 
-    def feedback(self, request_id: str, feedback: str) -> RequestRow | None:
-        """Keep what a user said of an answer; return the request, or None if it is unknown."""
+    def find(self, request_id: str) -> RequestRow | None:
+        """Return a request; None if it is unknown."""
+        ...
+
+    def feedback(self, request_id: str, feedback: str) -> None:
+        """Keep what a user said of an answer."""
         ...
 
 
@@ -166,21 +170,28 @@ class TrafficRecorder:
         return self._add(exchange.adapter, exchange, exchange.answer)
 
     def feedback(
-        self, request_id: RequestId, opinion: Opinion, correction: str | None = None
+        self,
+        request_id: RequestId,
+        opinion: Opinion,
+        correction: str | None = None,
+        *,
+        may_use: Callable[[AdapterName], bool] = lambda _: True,
     ) -> Recorded:
         """Take what a user said of an answer.
 
         A correction becomes the answer. What is disliked is withdrawn, if it was not learnt
-        from yet, and is not learnt again; a later opinion on it changes nothing.
+        from yet, and is not learnt again; a later opinion on it changes nothing. Of an adapter
+        that is not the user's to use, every answer is unknown.
 
         Raises:
             InvalidRequestError: A correction is missing, empty, too long, or not wanted.
             UnavailableError: The journal cannot be written.
         """
         words = self._checked(opinion, correction)
-        row = self._log.feedback(request_id, opinion)
-        if row is None:
+        row = self._log.find(request_id)
+        if row is None or (row.adapter is not None and not may_use(row.adapter)):
             return "unknown"
+        self._log.feedback(request_id, opinion)
         if row.adapter is not None and row.version is not None:
             self._observe(row.adapter, row.version, opinion != "good")
         with self._lock:

@@ -10,6 +10,7 @@ from hyprstream.errors import InvalidRequestError
 from hyprstream.refs import RequestId, adapter_name
 from hyprstream.runtime import LearningPolicy, LearningStatus, learning_status
 from hyprstream.runtime.live_learning import LiveLearning
+from hyprstream.runtime.recorder import Opinion
 from hyprstream.runtime.text_service import answer_id
 from hyprstream.server.access import Route
 from hyprstream.server.errors import ApiError
@@ -29,11 +30,12 @@ async def feedback(request: Request, body: Feedback) -> Response:
         )
     learning = _learning(request)
     answer = answer_id(RequestId(body.id), body.index)
-    if body.correction is not None:
-        recorded = await learning.feedback(answer, "correction", body.correction)
-    else:
+    opinion: Opinion = "correction"
+    if body.correction is None:
         is_good = body.thumbs == "up" or (body.score is not None and body.score >= _GOOD_SCORE)
-        recorded = await learning.feedback(answer, "good" if is_good else "bad")
+        opinion = "good" if is_good else "bad"
+    may_use = grant_of(request).may_use
+    recorded = await learning.feedback(answer, opinion, body.correction, may_use=may_use)
     if recorded == "unknown":
         raise ApiError(
             404, "there is no such answer, or none that is remembered", code="answer_not_found",
