@@ -57,6 +57,25 @@ def hyprstream(real_command_line, monkeypatch, tmp_path):
     return real_command_line
 
 
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """A tiny model that no test changes."""
+    from hyprstream.runtime.model import Model
+    from hyprstream.runtime.settings import Settings
+    from tests.runtime.adapted_models import make_folder
+
+    home = tmp_path_factory.mktemp("tiny")
+    return Model.load(make_folder(home / "model"), settings=Settings(home=home))
+
+
+@pytest.fixture
+def poet(hyprstream, tiny):
+    """The reference of an adapter for the tiny model, in the home of the test."""
+    made = hyprstream("lora", "create", "--name", "poet", "--base-model", tiny.ref, "--rank", "4")
+    assert made.code == 0
+    return made.out.strip()
+
+
 @pytest.fixture
 def golden():
     """Compare with a recorded transcript; HYPRSTREAM_WRITE_GOLDEN=1 records it instead."""

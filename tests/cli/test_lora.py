@@ -20,12 +20,6 @@ from tests.project.pages import DOCS
 from tests.runtime.adapted_models import commit, made_for, make_folder, trained
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Model:
-    home = tmp_path_factory.mktemp("tiny")
-    return Model.load(make_folder(home / "model"), settings=Settings(home=home))
-
-
 @pytest.fixture
 def create(hyprstream, tiny):
     def run(*options: str, name: str = "poet"):

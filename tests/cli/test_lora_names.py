@@ -7,15 +7,8 @@ import pytest
 
 from hyprstream.lora.weights import pack
 from hyprstream.runtime.adapters import open_adapters
-from hyprstream.runtime.model import Model
 from hyprstream.runtime.settings import Settings
-from tests.runtime.adapted_models import commit, made_for, make_folder, trained
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Model:
-    home = tmp_path_factory.mktemp("tiny")
-    return Model.load(make_folder(home / "model"), settings=Settings(home=home))
+from tests.runtime.adapted_models import commit, made_for, trained
 
 
 @pytest.fixture

@@ -5,17 +5,7 @@ import re
 
 import pytest
 
-from hyprstream.runtime.model import Model
-from hyprstream.runtime.settings import Settings
-from tests.runtime.adapted_models import make_folder
-
 QUICK = ("--facts", "3", "--seed", "1", "--steps", "30")
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Model:
-    home = tmp_path_factory.mktemp("tiny")
-    return Model.load(make_folder(home / "model"), settings=Settings(home=home))
 
 
 @pytest.fixture

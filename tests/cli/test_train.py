@@ -11,10 +11,7 @@ import pytest
 
 from hyprstream.cli.train_options import DataOptions, RunOptions, TrainOptions, plan_of
 from hyprstream.errors import InvalidSettingsError
-from hyprstream.runtime.model import Model
-from hyprstream.runtime.settings import Settings
 from hyprstream.train.config import TrainConfig
-from tests.runtime.adapted_models import make_folder
 from tests.train.makers import write
 
 ROWS = [{"prompt": f"say {n}", "completion": " aaaa"} for n in range(40)]
@@ -22,19 +19,6 @@ QUICK = (
     *("--steps", "6", "--batch-tokens", "200", "--learning-rate", "0.02"),
     *("--evaluate-every", "3", "--held-out-share", "0.3"),
 )
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Model:
-    home = tmp_path_factory.mktemp("tiny")
-    return Model.load(make_folder(home / "model"), settings=Settings(home=home))
-
-
-@pytest.fixture
-def poet(hyprstream, tiny):
-    made = hyprstream("lora", "create", "--name", "poet", "--base-model", tiny.ref, "--rank", "4")
-    assert made.code == 0
-    return made.out.strip()
 
 
 def test_training_tells_how_it_goes_and_prints_the_version(hyprstream, poet, tmp_path):

@@ -7,25 +7,9 @@ import sys
 
 import pytest
 
-from hyprstream.runtime.model import Model
-from hyprstream.runtime.settings import Settings
-from tests.runtime.adapted_models import make_folder
 from tests.train.makers import write
 
 TRAIN = ("lora", "train")
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Model:
-    home = tmp_path_factory.mktemp("tiny")
-    return Model.load(make_folder(home / "model"), settings=Settings(home=home))
-
-
-@pytest.fixture
-def poet(hyprstream, tiny):
-    made = hyprstream("lora", "create", "--name", "poet", "--base-model", tiny.ref, "--rank", "4")
-    assert made.code == 0
-    return made.out.strip()
 
 
 @pytest.mark.usefixtures("poet")
