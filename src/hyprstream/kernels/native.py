@@ -61,7 +61,7 @@ class Kernels:
         self.gate.restype = None
         self.packed_products = library.hyprstream_packed_products
         """Products with up to three `PackedMatrix`: see `quantised.cpp` for the parameters."""
-        self.packed_products.argtypes = [size, pointer, size, size, *[pointer] * 6]
+        self.packed_products.argtypes = [size, pointer, *[size] * 3, *[pointer] * 6]
         self.packed_products.restype = None
         self.packed_rows = library.hyprstream_packed_rows
         """A `PackedMatrix` as numbers: see `quantised.cpp` for the parameters."""

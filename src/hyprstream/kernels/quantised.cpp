@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "packed.h"
+#include "pool.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
@@ -17,6 +18,8 @@
 
 namespace {
 
+constexpr int64_t kRowsOfPiece = 64;
+constexpr int64_t kWorkOfPiece = 1 << 18;  // weights times rows: some 10 us
 constexpr int64_t kAhead = 8192;  // bytes that are fetched before they are needed
 constexpr float kLargest = 127.0f;
 
@@ -77,18 +80,23 @@ struct Buffers {
     std::vector<float> scales, sums;
     std::vector<int32_t> zeros;
 
-    void round(int64_t kind, const void* x, int64_t num_rows, const Packed& w) {
-        const int64_t count = num_rows * w.groups();
-        codes.resize(num_rows * w.inputs);
-        scales.resize(count);
-        sums.resize(count);
-        zeros.resize(count);
-        if (kind == 0)
-            round_floats(static_cast<const float*>(x), num_rows, w.inputs, w.group, w.zero,
-                         codes.data(), scales.data(), sums.data(), zeros.data());
-        else
-            round_bfloats(static_cast<const Bfloat16*>(x), num_rows, w.inputs, w.group, w.zero,
-                          codes.data(), scales.data(), sums.data(), zeros.data());
+    void round(int64_t kind, const void* x, int64_t num_rows, const Packed& w, int64_t threads) {
+        const int64_t groups = w.groups(), inputs = w.inputs;
+        codes.resize(num_rows * inputs);
+        scales.resize(num_rows * groups);
+        sums.resize(num_rows * groups);
+        zeros.resize(num_rows * groups);
+        parallel(threads, num_rows, kRowsOfPiece, [&](int64_t begin, int64_t end) {
+            const int64_t first = begin * inputs, at = begin * groups;
+            if (kind == 0)
+                round_floats(static_cast<const float*>(x) + first, end - begin, inputs, w.group,
+                             w.zero, codes.data() + first, scales.data() + at, sums.data() + at,
+                             zeros.data() + at);
+            else
+                round_bfloats(static_cast<const Bfloat16*>(x) + first, end - begin, inputs, w.group,
+                              w.zero, codes.data() + first, scales.data() + at, sums.data() + at,
+                              zeros.data() + at);
+        });
     }
 
     Codes view() const { return {codes.data(), scales.data(), sums.data(), zeros.data()}; }
@@ -273,23 +281,33 @@ EVERY_PROCESSOR void put_bfloats(const float* results, int64_t num_rows, int64_t
     put(results, num_rows, width, count, y, stride);
 }
 
-void product(const Packed& w, const Codes& x, int64_t num_rows, int64_t kind, void* y, bool plain) {
+// One or two neighbouring tiles, from `t` on.
+void tiles_product(const Packed& w, const Codes& x, int64_t num_rows, int64_t kind, void* y,
+                   TileProduct multiply, int64_t t, int64_t num_tiles) {
     thread_local std::vector<float> results;
     results.resize(num_rows * kTile * 2);
+    multiply(w, w.tiles + t * w.tile_bytes(), num_tiles, x, num_rows, results.data());
+    const int64_t first = t * kTile, width = num_tiles * kTile;
+    const int64_t count = w.outputs - first < width ? w.outputs - first : width;
+    if (kind == 0)
+        put_floats(results.data(), num_rows, width, count, static_cast<float*>(y) + first,
+                   w.outputs);
+    else
+        put_bfloats(results.data(), num_rows, width, count, static_cast<Bfloat16*>(y) + first,
+                    w.outputs);
+}
+
+void product(const Packed& w, const Codes& x, int64_t num_rows, int64_t kind, void* y, bool plain,
+             int64_t threads) {
     const TileProduct multiply = choose(w, plain);
     const int64_t tiles = (w.outputs + kTile - 1) / kTile;
-    for (int64_t t = 0; t < tiles; t += 2) {
-        const int64_t num_tiles = t + 1 < tiles ? 2 : 1;
-        multiply(w, w.tiles + t * w.tile_bytes(), num_tiles, x, num_rows, results.data());
-        const int64_t first = t * kTile, width = num_tiles * kTile;
-        const int64_t count = w.outputs - first < width ? w.outputs - first : width;
-        if (kind == 0)
-            put_floats(results.data(), num_rows, width, count, static_cast<float*>(y) + first,
-                       w.outputs);
-        else
-            put_bfloats(results.data(), num_rows, width, count, static_cast<Bfloat16*>(y) + first,
-                        w.outputs);
-    }
+    const int64_t work = w.inputs * kTile * 2 * num_rows;  // of a pair of tiles
+    const int64_t grain = work < kWorkOfPiece ? kWorkOfPiece / work : 1;
+    parallel(threads, (tiles + 1) / 2, grain, [&](int64_t begin, int64_t end) {
+        for (int64_t pair = begin; pair < end; ++pair)
+            tiles_product(w, x, num_rows, kind, y, multiply, pair * 2,
+                          pair * 2 + 1 < tiles ? 2 : 1);
+    });
 }
 
 // --- The weights as numbers ---
@@ -364,8 +382,8 @@ int64_t hyprstream_packed_is_fast() {
 //
 // x: num_rows x inputs. y: num_rows x outputs, written. All of one kind of number. `plain`
 // computes with the plainest instructions: the reference of the others.
-void hyprstream_packed_products(int64_t kind, const void* x, int64_t num_rows, int64_t plain,
-                                const Packed* w0, void* y0, const Packed* w1, void* y1,
+void hyprstream_packed_products(int64_t kind, const void* x, int64_t num_rows, int64_t threads,
+                                int64_t plain, const Packed* w0, void* y0, const Packed* w1, void* y1,
                                 const Packed* w2, void* y2) {
     thread_local Buffers buffers;
     const Packed* weights[] = {w0, w1, w2};
@@ -374,9 +392,9 @@ void hyprstream_packed_products(int64_t kind, const void* x, int64_t num_rows, i
     for (int i = 0; i < 3 && weights[i]; ++i) {
         const Packed& w = *weights[i];
         if (!last || last->group != w.group || last->zero != w.zero)
-            buffers.round(kind, x, num_rows, w);
+            buffers.round(kind, x, num_rows, w, threads);
         last = &w;
-        product(w, buffers.view(), num_rows, kind, results[i], plain != 0);
+        product(w, buffers.view(), num_rows, kind, results[i], plain != 0, threads);
     }
 }
 

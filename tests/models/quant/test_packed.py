@@ -99,19 +99,20 @@ def test_products_are_those_of_rounded_rows_to_float32(
 
 @settings(max_examples=60, deadline=None)
 @given(case=cases())
-def test_any_instructions_give_the_same_bits(case: tuple[PackedWeight, Tensor, Tensor]) -> None:
+def test_any_instructions_and_threads_give_the_same_bits(case: tuple[PackedWeight, Tensor, Tensor]) -> None:
     weight, _, x = case
     kernels = native.kernels()
     assert kernels is not None
     for rows in (x, x.float()):
         results = []
-        for plain in (0, 1):
+        for threads, plain in ((1, 0), (2, 0), (3, 0), (1, 1), (2, 1)):
             y = rows.new_empty(len(rows), weight.shape[0])
             kind = native.kind_of(rows)
             ends = [weight.address, y.data_ptr(), None, None, None, None]
-            kernels.packed_products(kind, rows.data_ptr(), len(rows), plain, *ends)
+            how = kind, rows.data_ptr(), len(rows), threads, plain
+            kernels.packed_products(*how, *ends)
             results.append(y)
-        assert torch.equal(*results)
+        assert all(torch.equal(results[0], other) for other in results[1:])
 
 
 @settings(max_examples=60, deadline=None)

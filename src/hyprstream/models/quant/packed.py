@@ -211,7 +211,8 @@ def multiply_all(
         results.append(y)
         addresses += [weight.address, y.data_ptr()]
     addresses += [None] * (2 * _MAX_WEIGHTS - len(addresses))
-    native.packed_products(KINDS["bfloat16"], x.data_ptr(), num_rows, 0, *addresses)
+    threads = torch.get_num_threads()
+    native.packed_products(KINDS["bfloat16"], x.data_ptr(), num_rows, threads, 0, *addresses)
     return results
 
 
