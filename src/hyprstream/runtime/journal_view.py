@@ -49,7 +49,7 @@ def view_journal(file: Path, adapter: AdapterName | None = None) -> JournalView:
         found = db.execute("PRAGMA user_version").fetchone()[0]
         if found == 0:  # it is being made
             return JournalView(samples={}, decisions=[], is_held=is_held)
-        if found != FORMAT:
+        if found not in (1, FORMAT):  # what is looked at here was the same in format 1
             raise CorruptStoreError(file, f"it is a journal of format {found}")
         db.execute("BEGIN")
         return JournalView(

@@ -224,6 +224,7 @@ class LiveLearning:
                     answer=answered.answer,
                     outcome=answered.outcome,
                     may_be_learnt=answered.may_be_learnt,
+                    owner=answered.owner,
                 )
             )
         except HyprstreamError as error:
