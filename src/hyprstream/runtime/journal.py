@@ -186,9 +186,7 @@ class Journal:
             )
         return found
 
-    def remove_old(
-        self, adapter: AdapterName, *, before: float, most: int
-    ) -> list[Kept]:
+    def remove_old(self, adapter: AdapterName, *, before: float, most: int) -> list[Kept]:
         """Remove the samples of an adapter that came before a moment, or are too many.
 
         Those go first of which something became, then those that came first.

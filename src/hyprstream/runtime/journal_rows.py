@@ -110,9 +110,7 @@ def decisions(
     ]
 
 
-def samples(
-    db: sqlite3.Connection, condition: str, values: tuple[object, ...] = ()
-) -> list[Kept]:
+def samples(db: sqlite3.Connection, condition: str, values: tuple[object, ...] = ()) -> list[Kept]:
     """List the samples of which a condition of SQL holds; `?` in it stands for the values."""
     query = "SELECT id, adapter, source, tokens, counts, weight, held_out FROM samples WHERE "
     return [
