@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from hyprstream.runtime.model import Model
     from hyprstream.runtime.models import open_catalog
     from hyprstream.runtime.policy import LearningPolicy, Policies
+    from hyprstream.runtime.retention import erase_samples
     from hyprstream.runtime.runtime import Runtime
     from hyprstream.runtime.sample_training import SampleTraining
     from hyprstream.runtime.samples import (
@@ -143,6 +144,7 @@ _HOMES = {
     "create_adapter": "hyprstream.runtime.adapted",
     "describe": "hyprstream.runtime.info",
     "environment_report": "hyprstream.runtime.environment",
+    "erase_samples": "hyprstream.runtime.retention",
     "evaluate_adapter": "hyprstream.runtime.trained",
     "export_adapter": "hyprstream.runtime.exchange",
     "finish_training": "hyprstream.runtime.trained",
@@ -236,6 +238,7 @@ __all__ = [
     "create_adapter",
     "describe",
     "environment_report",
+    "erase_samples",
     "evaluate_adapter",
     "export_adapter",
     "finish_training",

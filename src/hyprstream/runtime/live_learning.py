@@ -118,7 +118,7 @@ class LiveLearning:
         if self._enrolling is None or self._enrolling.done():
             self._enrolling = asyncio.create_task(self._enrol_all())
         if self._keeping is None:
-            self._keeping = asyncio.create_task(self._expire_again_and_again())
+            self._keeping = asyncio.create_task(self._look_again_and_again())
 
     async def stop(self) -> None:
         """Enrol no more; on the event loop, before the engine stops."""
@@ -233,16 +233,20 @@ class LiveLearning:
         check_base(manifest, self._model.fingerprint)
         return adapter_name(name)
 
-    async def _expire_again_and_again(self) -> None:
+    async def _look_again_and_again(self) -> None:
         while True:
             await asyncio.sleep(self._settings.train.retention.check_s)
             try:
                 number = await self._in_order(self._kept.expire)
+                before = self._chosen
+                await self._in_order(self._choose)
             except HyprstreamError as error:
                 log.warning("old samples are not deleted: %s", error.code)
                 continue
             if number:
                 log.info("%d samples were kept for as long as they may be", number)
+            if self._chosen != before:  # somebody set a policy without asking the server
+                self.start()
 
     async def _enrol_all(self) -> None:
         while self._is_wanted and not self._is_ending:

@@ -83,6 +83,11 @@ class ServerConfig:
             raise _wrong("cors_origins", "*", "a list of the origins that are meant")
 
     @property
+    def scheme(self) -> str:
+        """`https` or `http`."""
+        return "https" if self.tls_cert else "http"
+
+    @property
     def is_local(self) -> bool:
         """Tell whether only this machine can reach the server."""
         return is_loopback(f"[{self.host}]" if ":" in self.host else self.host)

@@ -6,7 +6,7 @@ import signal
 import socket
 import ssl
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import h11
@@ -18,6 +18,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from hyprstream.errors import InvalidSettingsError, UnavailableError
 from hyprstream.runtime.keys import KeyFile, Verifier
 from hyprstream.runtime.model import Model
+from hyprstream.runtime.remote import marked
 from hyprstream.runtime.runtime import Runtime
 from hyprstream.runtime.server_config import ServerConfig
 from hyprstream.runtime.settings import Settings
@@ -136,9 +137,19 @@ async def _serve(
 ) -> int | None:
     async with Runtime(model, settings) as runtime:
         server = _Server(uvicorn_config(build_app(runtime, verifier), settings.server))
-        server.when_started = lambda: announce(listening.getsockname()[1])
-        await server.serve([listening])
+        port = listening.getsockname()[1]
+        server.when_started = lambda: announce(port)
+        with ExitStack() as told:
+            if runtime.learning is not None:
+                told.enter_context(marked(settings, _local_url(settings.server, port)))
+            await server.serve([listening])
         return server.ended_by
+
+
+def _local_url(config: ServerConfig, port: int) -> str:
+    """Write the URL by which this machine reaches the server."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.host, config.host)  # noqa: S104
+    return f"{config.scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def uvicorn_config(app: ASGIApp, config: ServerConfig) -> uvicorn.Config:
