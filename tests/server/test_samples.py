@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 import time
+from typing import Any
 
 import pytest
 
@@ -116,7 +117,8 @@ def test_what_is_no_list_of_samples_is_refused(client):
 
 def test_pages_of_samples_are_complete(client):
     client.post(PATH, content=lines(*map(record, range(10, 17))), headers=LINES)
-    ids, after = [], 0
+    ids: list[int] = []
+    after: int | None = 0
     while after is not None:
         page = client.get(PATH, params={"limit": 3, "after": after}).json()
         ids += [sample["id"] for sample in page["data"]]
@@ -248,7 +250,10 @@ def test_what_is_held_out_is_measured_and_nothing_else(client):
     assert found["adapter"]["num_samples"] == held_out
     found = client.post("/v1/adapters/poet/evaluate", json={"max_samples": 2}).json()
     assert found["adapter"]["num_samples"] == min(2, held_out)
-    for body in ({"samples": []}, {"samples": [{"x": 1}]}, {"max_samples": 0}, {"samples": [1]}):
+    bodies: tuple[dict[str, Any], ...] = (
+        {"samples": []}, {"samples": [{"x": 1}]}, {"max_samples": 0}, {"samples": [1]},
+    )  # fmt: skip
+    for body in bodies:
         answer = client.post("/v1/adapters/poet/evaluate", json=body)
         assert answer.status_code == 400, answer.text
     assert client.post("/v1/adapters/nobody/evaluate", json={}).status_code == 404

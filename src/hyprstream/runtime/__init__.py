@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from hyprstream.catalog.records import CachedModel, CacheStatus, Damage, Leftover, Repair
     from hyprstream.catalog.upkeep import Upkeep
     from hyprstream.engine.request import Grammar, SamplingParams
+    from hyprstream.engine.stats import EngineStats
     from hyprstream.lora.exchange.coverage import Coverage
     from hyprstream.lora.spec import LoraSpec
     from hyprstream.lora.summary import ModuleChange, ModuleSummary
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from hyprstream.runtime.journal_rows import Decision
     from hyprstream.runtime.learners import LessonProgress
     from hyprstream.runtime.learning_report import LearningStatus, learning_status
+    from hyprstream.runtime.learning_stats import LearningStats
     from hyprstream.runtime.model import Model
     from hyprstream.runtime.models import open_catalog
     from hyprstream.runtime.policy import LearningPolicy, Policies
@@ -96,12 +98,14 @@ _HOMES = {
     "DataConfig": "hyprstream.train.dataset",
     "Decision": "hyprstream.runtime.journal_rows",
     "Destination": "hyprstream.runtime.exchange",
+    "EngineStats": "hyprstream.engine.stats",
     "Evaluated": "hyprstream.runtime.training_records",
     "Found": "hyprstream.catalog.many",
     "Generation": "hyprstream.runtime.text",
     "Grammar": "hyprstream.engine.request",
     "GridStatistics": "hyprstream.vdb.statistics",
     "LearningPolicy": "hyprstream.runtime.policy",
+    "LearningStats": "hyprstream.runtime.learning_stats",
     "LearningStatus": "hyprstream.runtime.learning_report",
     "Leftover": "hyprstream.catalog.records",
     "LessonProgress": "hyprstream.runtime.learners",
@@ -190,12 +194,14 @@ __all__ = [
     "DataConfig",
     "Decision",
     "Destination",
+    "EngineStats",
     "Evaluated",
     "Found",
     "Generation",
     "Grammar",
     "GridStatistics",
     "LearningPolicy",
+    "LearningStats",
     "LearningStatus",
     "Leftover",
     "LessonProgress",

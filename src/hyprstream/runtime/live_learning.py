@@ -20,6 +20,7 @@ from hyprstream.runtime.adapters import Adapters
 from hyprstream.runtime.enrolment import learner_of
 from hyprstream.runtime.kept_samples import KeptSamples, SentLine, TakenLine
 from hyprstream.runtime.learning import Learning, installer, open_learning
+from hyprstream.runtime.learning_stats import LearningStats, Progress
 from hyprstream.runtime.model import Model
 from hyprstream.runtime.policy import LearningPolicy, Policies
 from hyprstream.runtime.recorder import Exchange, Opinion, Policy, Recorded, TrafficRecorder
@@ -47,15 +48,22 @@ class LiveLearning:
         adapters: The store.
         settings: Where things are, and how adapters learn.
         learning: The loop and what it works with.
+        progress: Told of steps.
     """
 
     def __init__(
-        self, model: Model, adapters: Adapters, settings: Settings, learning: Learning
+        self,
+        model: Model,
+        adapters: Adapters,
+        settings: Settings,
+        learning: Learning,
+        progress: Progress,
     ) -> None:
         self._model = model
         self._adapters = adapters
         self._settings = settings
         self._learning = learning
+        self._progress = progress
         self._policies = Policies(adapters)
         self._is_wanted = False
         self._is_ending = False
@@ -93,20 +101,31 @@ class LiveLearning:
             CacheBusyError: Another process learns in this home.
             CorruptStoreError: The journal is damaged.
         """
+        progress = Progress()
         learning = open_learning(
             model.decoder,
             adapters,
             settings.journal_file,
             [],
             install=installer(engine, event_loop),
+            tell=progress.follow,
             config=settings.train,
         )
-        return cls(model, adapters, settings, learning)
+        return cls(model, adapters, settings, learning, progress)
 
     @property
     def work(self) -> BackgroundWork:
         """What the engine does between steps."""
         return self._learning.loop
+
+    @property
+    def stats(self) -> LearningStats:
+        """What learning has come to since the process began."""
+        return self._progress.stats(
+            decided=dict(self._learning.journal.decided),
+            samples=self._learning.buffer.counts(),
+            has_failed=self._learning.loop.failure is not None,
+        )
 
     def start(self) -> None:
         """Begin to enrol the adapters whose policies say so; on the event loop.

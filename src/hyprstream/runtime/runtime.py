@@ -15,10 +15,11 @@ from typing import Self, TypeVar
 
 from hyprstream.engine.assembly import build_core
 from hyprstream.engine.engine import Engine
+from hyprstream.engine.stats import EngineStats
 from hyprstream.errors import CacheBusyError, EngineStoppedError, InvalidRequestError
 from hyprstream.lora.basis import BaseLayers
 from hyprstream.lora.weights import LoraWeights, unpack
-from hyprstream.refs import AdapterRef, VersionId
+from hyprstream.refs import AdapterName, AdapterRef, VersionId
 from hyprstream.runtime.adapted import load_adapter
 from hyprstream.runtime.adapters import Adapters, open_adapters
 from hyprstream.runtime.evaluation import Evaluations, measuring
@@ -140,6 +141,18 @@ class Runtime:
     def num_versions_in_use(self) -> int:
         """Adapter versions that requests use."""
         return 0 if self._residence is None else len(self._residence.in_use_now)
+
+    async def stats(self) -> EngineStats:
+        """Tell what the engine is doing.
+
+        Raises:
+            EngineStoppedError: It does not run.
+        """
+        return await self._engine.stats()
+
+    def adapter_name(self, version: VersionId) -> AdapterName | None:
+        """Return the name by which a version was asked for last; None if nobody did."""
+        return None if self._residence is None else self._residence.name_of(version)
 
     async def in_pool(self, work: Callable[[], Result]) -> Result:
         """Do work that waits for the disk, or takes long, without holding up the event loop."""

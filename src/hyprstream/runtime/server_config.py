@@ -48,6 +48,8 @@ class ServerConfig:
     """Most requests of one key at a time."""
     max_per_minute: int = 0
     """Most requests of one key in a minute; 0 counts none."""
+    max_metric_adapters: int = 100
+    """Most adapters that `/metrics` tells by their names."""
     max_connections: int = 1024
     """Most connections at a time."""
     header_timeout_s: float = 10.0
@@ -101,6 +103,7 @@ _LOWEST = {
     "max_schema_bytes": 1,
     "max_concurrent": 1,
     "max_per_minute": 0,
+    "max_metric_adapters": 0,
     "max_connections": 1,
 }
 _ABOVE_0 = ("header_timeout_s", "body_timeout_s", "write_timeout_s", "ping_s", "drain_s")

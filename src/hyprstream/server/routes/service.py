@@ -7,6 +7,7 @@ from hyprstream import __version__
 from hyprstream.server.access import Route
 from hyprstream.server.errors import api_error
 from hyprstream.server.metrics import CONTENT_TYPE
+from hyprstream.server.observed import observe
 from hyprstream.server.state import state_of
 
 
@@ -33,7 +34,9 @@ async def version(_request: Request) -> Response:
 
 async def metrics(request: Request) -> Response:
     """Tell what was counted, for Prometheus."""
-    return Response(state_of(request).metrics.page(), media_type=CONTENT_TYPE)
+    state = state_of(request)
+    moment = await observe(state.runtime, state.config.max_metric_adapters)
+    return Response(state.metrics.page(moment), media_type=CONTENT_TYPE)
 
 
 async def openapi(request: Request) -> Response:
