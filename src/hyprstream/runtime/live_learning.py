@@ -25,6 +25,7 @@ from hyprstream.runtime.model import Model
 from hyprstream.runtime.policy import LearningPolicy, Policies
 from hyprstream.runtime.recorder import Exchange, Opinion, Policy, Recorded, TrafficRecorder
 from hyprstream.runtime.retention import Erased
+from hyprstream.runtime.retention_config import RetentionConfig
 from hyprstream.runtime.settings import Settings
 from hyprstream.runtime.text_service import Answered
 from hyprstream.store.manifest import check_base
@@ -209,6 +210,10 @@ class LiveLearning:
         self._asked |= {await self.check(name)}
         self.start()
 
+    def set_retention(self, config: RetentionConfig) -> None:
+        """Say how long, and how many, samples are kept where no policy says it."""
+        self._kept.config = config
+
     def learns(self, name: AdapterName) -> bool:
         """Tell whether an adapter learns here, or is about to."""
         return name in self._asked or name in self._chosen
@@ -254,7 +259,7 @@ class LiveLearning:
 
     async def _look_again_and_again(self) -> None:
         while True:
-            await asyncio.sleep(self._settings.train.retention.check_s)
+            await asyncio.sleep(self._kept.config.check_s)
             try:
                 number = await self._in_order(self._kept.expire)
                 before = self._chosen

@@ -140,10 +140,6 @@ class RemoteServer:
         named = {name: value for name, value in (("user", user), ("key", key)) if value}
         return self._call("DELETE", "/v1/samples", params=named)
 
-    def reload(self) -> dict[str, Any]:
-        """Let it read its settings again; errors as in `stop_learning`."""
-        return self._call("POST", "/v1/settings/reload")
-
     def _call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         try:
             with self._client.stream(method, path, **options) as answer:

@@ -4,8 +4,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from hyprstream import __version__
+from hyprstream.errors import HyprstreamError
 from hyprstream.server.access import Route
-from hyprstream.server.errors import api_error
+from hyprstream.server.errors import api_error, settings_error
 from hyprstream.server.metrics import CONTENT_TYPE
 from hyprstream.server.observed import observe
 from hyprstream.server.state import state_of
@@ -39,6 +40,15 @@ async def metrics(request: Request) -> Response:
     return Response(state.metrics.page(moment), media_type=CONTENT_TYPE)
 
 
+async def reload(request: Request) -> Response:
+    """Read the settings again; those that cannot be used change nothing."""
+    try:
+        done = state_of(request).live.reload()
+    except HyprstreamError as error:
+        raise settings_error(error) from error
+    return JSONResponse({"changed": done.changed, "waiting": done.waiting})
+
+
 async def openapi(request: Request) -> Response:
     """Describe the API, as OpenAPI has it."""
     return JSONResponse(request.app.openapi())
@@ -49,5 +59,6 @@ ROUTES = (
     Route(method="GET", path="/ready", endpoint=ready, needs="inference"),
     Route(method="GET", path="/version", endpoint=version, needs="inference"),
     Route(method="GET", path="/metrics", endpoint=metrics, needs="admin"),
+    Route(method="POST", path="/v1/settings/reload", endpoint=reload, needs="admin"),
     Route(method="GET", path="/openapi.json", endpoint=openapi, needs="inference"),
 )
