@@ -17,6 +17,7 @@ from typing import Any, cast
 import uvicorn
 
 from hyprstream.runtime.answers import AnswerDelta
+from hyprstream.runtime.load import Sizes
 from hyprstream.runtime.runtime import Runtime
 from hyprstream.runtime.server_config import ServerConfig
 from hyprstream.runtime.text import Usage
@@ -89,7 +90,11 @@ def make_app(steps: Steps, config: ServerConfig) -> Gate:
     metrics = Metrics(num_requests=lambda: 0, num_adapters=lambda: 0)
     routes = build_routes()
     routes.state.server = ServerState(
-        runtime=cast("Runtime", fake), config=config, metrics=metrics, started_at=0
+        runtime=cast("Runtime", fake),
+        config=config,
+        metrics=metrics,
+        sizes=cast("Sizes", None),
+        started_at=0,
     )
     guard = Guard(ROUTES, None, max_concurrent=STREAMS, max_per_minute=0)
     return Gate(routes, guard=guard, config=config, observe=metrics.request)

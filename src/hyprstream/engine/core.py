@@ -6,6 +6,7 @@ Scripts that need no event loop use a core directly, through `run_all`.
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from hyprstream.engine.load import Load
 from hyprstream.engine.plan import Runner, SequenceEvent
 from hyprstream.engine.request import Request
 from hyprstream.engine.scheduler import Scheduler
@@ -83,6 +84,11 @@ class EngineCore:
     def has_work(self) -> bool:
         """Tell whether a step would do anything."""
         return self._scheduler.has_work
+
+    @property
+    def load(self) -> Load:
+        """What is held between two steps."""
+        return self._scheduler.load
 
     @property
     def open_requests(self) -> list[RequestId]:

@@ -22,6 +22,7 @@ from hyprstream.engine.background import BackgroundWork, TimeShare
 from hyprstream.engine.config import EngineConfig
 from hyprstream.engine.core import EngineCore, Prepared
 from hyprstream.engine.delivery import Batch, Deliveries, again
+from hyprstream.engine.load import Load, TokenMeter
 from hyprstream.engine.plan import SequenceEvent, SequenceId
 from hyprstream.engine.preparing import Preparations
 from hyprstream.engine.request import Request
@@ -47,6 +48,9 @@ class Engine:
     Start it on the event loop whose tasks are to use it, with `async with` or `start` and
     `stop`. All methods but `abort` belong to that loop. An engine that has failed or was
     stopped refuses everything with `EngineStoppedError` and cannot be started again.
+
+    Attributes:
+        tokens: Counts the tokens of all answers; for any thread.
 
     Invariants, checked by `test_engine.py`: no call and no stream waits for an engine that
     has ended; a request that nobody reads holds no blocks, slots or pins.
@@ -89,6 +93,9 @@ class Engine:
         )
         self._has_ended = asyncio.Event()
         self._io = ThreadPoolExecutor(_NUM_IO_THREADS, thread_name_prefix="hyprstream-io")
+        # Written on the engine thread, read on any.
+        self._load = core.load
+        self.tokens = TokenMeter()
         # Touched on the engine thread only.
         self._preparations = Preparations(
             core,
@@ -150,6 +157,11 @@ class Engine:
     def num_requests(self) -> int:
         """Requests that hold something: waiting, running or being aborted."""
         return len(self._deliveries)
+
+    @property
+    def load(self) -> Load:
+        """How busy it is: as of the last step or command. For any thread."""
+        return self._load
 
     def submit(self, request: Request) -> TokenStream:
         """Put a request in the queue.
@@ -264,6 +276,7 @@ class Engine:
         try:
             while self._runs:
                 self._obey()
+                self._load = self._core.load
                 if self._core.has_work:
                     self._step()
                 elif self._drains and not self._preparations:
@@ -305,7 +318,9 @@ class Engine:
             for event in events
             if event.is_last and event.sequence_id.request_id not in self._core
         ]
+        self._load = self._core.load
         if events:
+            self.tokens.add(sum(event.token is not None for event in events))
             self._tell(Batch(events, tuple(dict.fromkeys(over))))
 
     def _run_background(self) -> None:

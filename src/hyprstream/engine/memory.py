@@ -30,6 +30,11 @@ class SequenceMemory:
         self._slots = SlotTable(config.num_slots)
 
     @property
+    def num_blocks(self) -> int:
+        """Blocks that there are."""
+        return self._pool.num_blocks
+
+    @property
     def num_free_blocks(self) -> int:
         """Blocks that no sequence holds."""
         return self._pool.num_free

@@ -22,6 +22,7 @@ from itertools import chain
 
 from hyprstream.engine.config import EngineConfig
 from hyprstream.engine.drafts import Drafter
+from hyprstream.engine.load import Load
 from hyprstream.engine.memory import SequenceMemory
 from hyprstream.engine.plan import Plan, Row, Sampled, SequenceEvent, SequenceId, SlotLoad, Start
 from hyprstream.engine.request import Request
@@ -114,6 +115,16 @@ class Scheduler:
     def num_free_blocks(self) -> int:
         """Blocks that no sequence holds."""
         return self._memory.num_free_blocks
+
+    @property
+    def load(self) -> Load:
+        """What is held now."""
+        return Load(
+            num_waiting=self.num_waiting,
+            num_running=self.num_running,
+            num_blocks=self._memory.num_blocks,
+            num_free_blocks=self.num_free_blocks,
+        )
 
     def add(self, request: Request) -> None:
         """Let a request wait for its turn.

@@ -17,6 +17,7 @@ from hyprstream.errors import HyprstreamError
 from hyprstream.refs import AdapterName, RequestId
 from hyprstream.runtime.adapters import Adapters
 from hyprstream.runtime.enrolment import learner_of
+from hyprstream.runtime.events import Events
 from hyprstream.runtime.learning import Learning, installer, open_learning
 from hyprstream.runtime.model import Model
 from hyprstream.runtime.policy import LearningPolicy, Policies
@@ -77,9 +78,16 @@ class LiveLearning:
         adapters: Adapters,
         settings: Settings,
         engine: Engine,
-        event_loop: asyncio.AbstractEventLoop,
+        events: Events,
     ) -> "LiveLearning":
         """Take up what the last process left.
+
+        Args:
+            model: The base model.
+            adapters: The store.
+            settings: Where things are, and how adapters learn.
+            engine: Serves.
+            events: Told of what happens; of the event loop that the engine is used on.
 
         Raises:
             CacheBusyError: Another process learns in this home.
@@ -90,7 +98,8 @@ class LiveLearning:
             adapters,
             settings.journal_file,
             [],
-            install=installer(engine, event_loop),
+            install=installer(engine, events.loop),
+            tell=events.tell,
             config=settings.train,
         )
         return cls(model, adapters, settings, learning)

@@ -6,27 +6,33 @@ one process.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from datetime import datetime
 from types import TracebackType
 from typing import Self, TypeVar
 
 from hyprstream.engine.assembly import build_core
 from hyprstream.engine.engine import Engine
+from hyprstream.engine.paged_cache import block_bytes
 from hyprstream.errors import CacheBusyError, EngineStoppedError
 from hyprstream.lora.basis import BaseLayers
 from hyprstream.lora.weights import LoraWeights, unpack
-from hyprstream.refs import VersionId
+from hyprstream.models.decoder import Decoder
+from hyprstream.refs import AdapterName, VersionId
 from hyprstream.runtime.adapters import Adapters, open_adapters
+from hyprstream.runtime.events import Events
 from hyprstream.runtime.live_learning import LiveLearning
+from hyprstream.runtime.load import RuntimeLoad, resident_bytes
 from hyprstream.runtime.model import Model
 from hyprstream.runtime.residence import Residence
 from hyprstream.runtime.settings import Settings, load_settings
 from hyprstream.runtime.text_service import Answered, TextService
 from hyprstream.store.manifest import check_base
-from hyprstream.store.records import Adapter
+from hyprstream.store.records import Adapter, Move
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +56,7 @@ class Runtime:
         model: The base model.
         adapters: The adapters of this machine. Its calls wait for the disk: see `in_pool`.
         text: Answers, continues, embeds.
+        events: What happens, for whoever looks on.
         learning: Lets adapters learn from what is served; None where that is switched off,
             where the model takes no adapters, and while another process learns in this home.
     """
@@ -84,6 +91,8 @@ class Runtime:
             self._pool = ThreadPoolExecutor(_NUM_POOL_THREADS, thread_name_prefix="hyprstream")
             opened.callback(self._pool.shutdown, cancel_futures=True)
             self.adapters: Adapters = opened.enter_context(open_adapters(self.settings))
+            self.events = Events(self._moves_after, clock=time.time)
+            opened.callback(self.events.close)
             self._engine = self._build()
             self.learning = await self._open_learning()
             if self.learning is not None:
@@ -132,6 +141,23 @@ class Runtime:
         """Adapter versions that requests use."""
         return 0 if self._residence is None else len(self._residence.in_use_now)
 
+    @property
+    def load(self) -> RuntimeLoad:
+        """What it does and holds now."""
+        engine, network = self._engine.load, self.model.network
+        size = 0
+        if isinstance(network, Decoder):
+            size = block_bytes(network.config, network.dtype, self.settings.engine.block_tokens)
+        return RuntimeLoad(
+            engine=engine,
+            num_requests=self.num_requests,
+            num_tokens=self._engine.tokens.num_tokens,
+            tokens_per_s=self._engine.tokens.per_second,
+            kv_bytes=size * engine.num_blocks,
+            kv_used_bytes=size * (engine.num_blocks - engine.num_free_blocks),
+            resident_bytes=resident_bytes(),
+        )
+
     async def in_pool(self, work: Callable[[], Result]) -> Result:
         """Do work that waits for the disk, or takes long, without holding up the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
@@ -162,11 +188,10 @@ class Runtime:
     async def _open_learning(self) -> LiveLearning | None:
         if not (self.generates and self.settings.train.enabled):
             return None
-        loop = asyncio.get_running_loop()
         try:
             return await self.in_pool(
                 lambda: LiveLearning.open(
-                    self.model, self.adapters, self.settings, self._engine, loop
+                    self.model, self.adapters, self.settings, self._engine, self.events
                 )
             )
         except CacheBusyError:
@@ -191,6 +216,9 @@ class Runtime:
             fetch=fetch,
         )
         return Engine(core, config)
+
+    async def _moves_after(self, moment: datetime, most: int) -> Sequence[tuple[AdapterName, Move]]:
+        return await self.in_pool(lambda: self.adapters.moves_after(moment, most))
 
     def _resolve(self, ref: str) -> VersionId:
         """Tell which version a reference means, if it is for this model. Waits for the disk."""

@@ -12,12 +12,13 @@ from starlette.types import ASGIApp
 from hyprstream import __version__
 from hyprstream.errors import HyprstreamError
 from hyprstream.runtime.keys import Verifier
+from hyprstream.runtime.load import Sizes
 from hyprstream.runtime.runtime import Runtime
 from hyprstream.server.access import Guard, Route
 from hyprstream.server.errors import answer_error
 from hyprstream.server.metrics import Metrics
 from hyprstream.server.middleware import REQUEST_ID, Gate
-from hyprstream.server.routes import adapters, chat, learning, models, service, texts
+from hyprstream.server.routes import adapters, chat, learning, models, service, texts, watching
 from hyprstream.server.state import ServerState
 
 ROUTES: Sequence[Route] = (
@@ -26,6 +27,7 @@ ROUTES: Sequence[Route] = (
     *models.ROUTES,
     *adapters.ROUTES,
     *learning.ROUTES,
+    *watching.ROUTES,
     *service.ROUTES,
 )
 
@@ -66,7 +68,11 @@ def build_app(runtime: Runtime, verifier: Verifier | None) -> ASGIApp:
         num_adapters=lambda: runtime.num_versions_in_use,
     )
     state = ServerState(
-        runtime=runtime, config=config, metrics=metrics, started_at=int(time.time())
+        runtime=runtime,
+        config=config,
+        metrics=metrics,
+        sizes=Sizes(runtime.adapters),
+        started_at=int(time.time()),
     )
     routes = build_routes()
     routes.state.server = state

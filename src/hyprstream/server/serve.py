@@ -137,6 +137,7 @@ async def _serve(
     async with Runtime(model, settings) as runtime:
         server = _Server(uvicorn_config(build_app(runtime, verifier), settings.server))
         server.when_started = lambda: announce(listening.getsockname()[1])
+        server.when_ending = runtime.events.close  # who looks on would hold it up
         await server.serve([listening])
         return server.ended_by
 
@@ -179,6 +180,7 @@ class _Server(uvicorn.Server):
     """Ends at the first signal in good order, at the second one at once."""
 
     when_started: Callable[[], None]
+    when_ending: Callable[[], None]
     ended_by: int | None = None
 
     @override
@@ -203,6 +205,7 @@ class _Server(uvicorn.Server):
         self.force_exit = self.should_exit
         self.should_exit = True
         self.ended_by = number
+        self.when_ending()
 
 
 class TimedProtocol(H11Protocol):

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from hyprstream.errors import InvalidReferenceError
 from hyprstream.refs import AdapterRef, ModelRef, RequestId
 from hyprstream.runtime.keys import Grant
+from hyprstream.runtime.load import Sizes
 from hyprstream.runtime.runtime import Runtime
 from hyprstream.runtime.server_config import ServerConfig
 from hyprstream.runtime.text_service import Caller
@@ -28,12 +29,14 @@ class ServerState:
         runtime: Serves.
         config: Bounds.
         metrics: What is counted.
+        sizes: What adapters take.
         started_at: Seconds since 1970.
     """
 
     runtime: Runtime
     config: ServerConfig
     metrics: Metrics
+    sizes: Sizes
     started_at: int
 
     @property
