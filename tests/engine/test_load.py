@@ -14,7 +14,7 @@ def test_tokens_a_second_are_those_of_the_last_ten_that_are_over():
     clock = FakeClock()
     meter = TokenMeter(clock)
     assert meter.per_second == 0
-    counted = {}
+    counted: dict[int, int] = {}
     for step in range(300):
         clock.now = 1000 + step * 0.25
         number = (7 * step) % 13

@@ -141,7 +141,7 @@ def test_decisions_are_told_when_they_are_final():
             del fate
             assert (number, action) == (7, "published")
 
-    told = []
+    told: list[Decision] = []
     log = ToldDecisions(Log(), told.append)
     log.decide(decision("rejected"))
     assert log.decide(decision("publishing")) == 7

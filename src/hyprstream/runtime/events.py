@@ -10,8 +10,8 @@ import math
 import secrets
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -123,8 +123,9 @@ class Events:
             await self._look()
             if self._looking is None or self._looking.done():
                 self._looking = asyncio.create_task(self._keep_looking())
-            async for event in self._follow(after, until):
-                yield event
+            async with aclosing(self._follow(after, until)) as followed:
+                async for event in followed:
+                    yield event
         finally:
             self._num_followers -= 1
             if not self._num_followers and self._looking is not None:
@@ -132,7 +133,7 @@ class Events:
                 with suppress(asyncio.CancelledError):
                     await self._looking
 
-    async def _follow(self, after: int | None, until: float) -> AsyncIterator[Event]:
+    async def _follow(self, after: int | None, until: float) -> AsyncGenerator[Event, None]:
         seen = 0 if after is None else after
         if seen > self._number:  # of another process
             seen = -1

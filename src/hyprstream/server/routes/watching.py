@@ -56,6 +56,7 @@ async def stats(request: Request) -> Response:
     """Tell how much the server does and holds, and what adapters take."""
     state, grant = state_of(request), grant_of(request)
     runtime = state.runtime
+    load = _load(runtime)
     adapters = [a for a in await runtime.compatible_adapters() if grant.may_use(a.name)]
     sizes = await runtime.in_pool(lambda: state.sizes.of(adapters))
     return JSONResponse(
@@ -63,7 +64,7 @@ async def stats(request: Request) -> Response:
             "model": state.model_name,
             "uptime_s": round(time.time() - state.started_at, 3),
             "learns": runtime.learning is not None,
-            **_load(runtime),
+            **load,
             "adapters": [_size(size) for size in sizes],
         }
     )
