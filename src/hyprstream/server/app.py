@@ -18,7 +18,16 @@ from hyprstream.server.access import Guard, Route
 from hyprstream.server.errors import answer_error
 from hyprstream.server.metrics import Metrics
 from hyprstream.server.middleware import REQUEST_ID, Gate
-from hyprstream.server.routes import adapters, chat, learning, models, service, texts, watching
+from hyprstream.server.routes import (
+    adapters,
+    chat,
+    console,
+    learning,
+    models,
+    service,
+    texts,
+    watching,
+)
 from hyprstream.server.state import ServerState
 
 ROUTES: Sequence[Route] = (
@@ -28,6 +37,7 @@ ROUTES: Sequence[Route] = (
     *adapters.ROUTES,
     *learning.ROUTES,
     *watching.ROUTES,
+    *console.ROUTES,
     *service.ROUTES,
 )
 
