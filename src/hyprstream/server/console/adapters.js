@@ -3,7 +3,7 @@
 import { Refused, get, path, post } from "./api.js";
 import { confirm } from "./confirm.js";
 import { at, button, make } from "./dom.js";
-import { bytes, moment, short } from "./format.js";
+import { MOVES, bytes, moment, short } from "./format.js";
 
 /** The list of adapters. */
 export class AdapterList {
@@ -111,7 +111,7 @@ export class AdapterList {
           { class: move.version === current ? "current" : "" },
           make("span", { class: "mono" }, short(move.version)),
           make("span", { class: "when" }, moment(move.at)),
-          make("span", { class: "why" }, move.why || `${move.action} by ${move.by || "somebody"}`),
+          make("span", { class: "why" }, move.why || `${MOVES[move.action] ?? move.action} by ${move.by || "somebody"}`),
           move.version === current
             ? make("span", { class: "tag" }, "serves")
             : button("Promote", () => this.promote(name, move.version), {

@@ -2,6 +2,9 @@
 
 const UNITS = ["B", "kB", "MB", "GB", "TB"];
 
+/** What was done to a name. */
+export const MOVES = { create: "made", promote: "promoted", rollback: "rolled back" };
+
 /** 19600000 as "19.6 MB". */
 export function bytes(number) {
   let unit = 0;

@@ -31,6 +31,7 @@ export class Gauges {
     return draw(
       "svg",
       { class: "curve", viewBox: `0 0 ${KEPT} 16`, width: KEPT, height: 16, "aria-hidden": "true" },
+      draw("line", { x1: 0, x2: KEPT, y1: 15.5, y2: 15.5 }),
       draw("polyline", { points: points.join(" ") }),
     );
   }

@@ -1,10 +1,9 @@
 // The events as lines of text, the latest first.
 
 import { at, make } from "./dom.js";
-import { clock, digits, short } from "./format.js";
+import { MOVES, clock, digits, short } from "./format.js";
 
 const MOST = 200;
-const MOVES = { create: "made", promote: "promoted", rollback: "rolled back" };
 const ACTIONS = {
   published: "version published",
   rejected: "version rejected",
