@@ -21,7 +21,7 @@ CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 _FAST = {
     "HYPRSTREAM_TRAIN__LEARNER__MIN_WAITING": "8",
     "HYPRSTREAM_TRAIN__LEARNER__MIN_HELD_OUT": "1",
-    "HYPRSTREAM_SERVER__PING_S": "2",
+    "HYPRSTREAM_TRAIN__LEARNER__SAMPLES_PER_STEP": "4",
 }
 """A version is made of a few samples, so that it is made at once."""
 

@@ -1,16 +1,18 @@
 """The console in a browser: what people see and do, with a server that really serves."""
 
+import json
 import re
-import time
 
 import httpx
 import pytest
 
 from hyprstream.runtime.adapters import open_adapters
 from hyprstream.runtime.settings import Settings
+from hyprstream.store.records import Note
 from tests.server.console.proxy import Proxy
 
 HOSTILE = "<img src=x onerror=document.title='hacked'>"
+SCRIPT = f"{HOSTILE}<script>document.title=1</script>"
 
 
 @pytest.fixture
@@ -102,6 +104,18 @@ def test_a_name_is_moved_and_taken_back_and_what_serves_changes(visit, expect, c
         expect(page.locator("#adapter-list .current")).to_contain_text(second[:8])
 
 
+def teach(client: httpx.Client, name: str) -> None:
+    """Send what an untrained model finds likely, and the gate is therefore willing to try."""
+    printable = {str(token): -100 for token in range(94, 256)}
+    for n in range(14):
+        body = {"messages": [{"role": "user", "content": f"Question {n * n}?"}], "model": name}
+        body |= {"max_tokens": 24, "temperature": 0.7, "logit_bias": printable, "seed": n}
+        answer = client.post("/v1/chat/completions", json=body).json()
+        said = {"id": answer["id"], "correction": answer["choices"][0]["message"]["content"]}
+        kept = client.post("/v1/feedback", json=said).json()["recorded"]
+        assert kept in ("waiting", "held_out")
+
+
 def test_curves_and_verdicts_appear_while_an_adapter_learns(visit, expect, console):
     page = visit().page
     with console.client() as client:
@@ -111,12 +125,7 @@ def test_curves_and_verdicts_appear_while_an_adapter_learns(visit, expect, conso
         expect(page.get_by_text("Not learning")).to_be_visible()
         page.locator("#control").get_by_role("button", name="Start").click()
         expect(page.get_by_text("pupil learns from now on")).to_be_visible()
-        for n in range(24):
-            body = {"messages": [{"role": "user", "content": f"Question {n * n}?"}]}
-            body |= {"model": "pupil", "max_tokens": 2}
-            answer = client.post("/v1/chat/completions", json=body).json()["id"]
-            said = {"id": answer, "correction": f"It is {n * 37 % 101} and no other number."}
-            assert client.post("/v1/feedback", json=said).json()["recorded"] != "off"
+        teach(client, "pupil")
         chart = page.locator("#chart svg")
         expect(chart.locator(".train-line")).to_be_visible(timeout=30_000)
         expect(chart.locator(".verdict").first).to_be_visible(timeout=30_000)
@@ -130,17 +139,15 @@ def test_curves_and_verdicts_appear_while_an_adapter_learns(visit, expect, conso
 
 
 def test_text_of_models_and_names_stays_text(visit, expect, console):
+    """No model says this of itself, so its answers are written here; names, by the store."""
     with open_adapters(Settings(home=console.home)) as adapters:
-        note = {"version": adapters.resolve("poet")[:8], "why": HOSTILE}
-    del note
+        adapters.compress("poet", "raw", note=Note(by=HOSTILE, why=HOSTILE))
     page = visit().page
 
     def hostile(route):
-        chunk = (
-            '{"id":"chatcmpl-1","system_fingerprint":"fp_x","choices":[{"index":0,"delta":'
-            '{"content":"%s<script>document.title=1</script>"},"finish_reason":"stop"}]}'
-        ) % HOSTILE
-        body = f"data: {chunk}\n\ndata: [DONE]\n\n"
+        choice = {"index": 0, "delta": {"content": SCRIPT}, "finish_reason": "stop"}
+        chunk = {"id": "chatcmpl-1", "system_fingerprint": HOSTILE, "choices": [choice]}
+        body = f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n"
         route.fulfill(status=200, content_type="text/event-stream", body=body)
 
     page.route("**/v1/chat/completions", hostile)
@@ -155,9 +162,9 @@ def test_text_of_models_and_names_stays_text(visit, expect, console):
     page.reload()
     choose(page, expect, HOSTILE)
     ask(page, HOSTILE)
-    expect(page.locator(".answer").nth(1)).to_have_text(
-        f"{HOSTILE}<script>document.title=1</script>"
-    )
+    expect(page.locator(".answer").nth(1)).to_have_text(SCRIPT)
+    expect(page.locator(".question")).to_have_text(HOSTILE)
+    expect(page.get_by_role("log").get_by_text(HOSTILE).first).to_be_visible()
     expect(page.locator("#adapter-list .name")).to_have_text(HOSTILE)
     assert page.title() == "Hyprstream"
     assert page.locator("img, main script").count() == 0
@@ -293,19 +300,5 @@ def test_the_page_is_served_to_strangers_and_says_what_it_may_do(console):
             assert answer.headers["x-content-type-options"] == "nosniff"
             again = client.get(f"/{name}", headers={"If-None-Match": answer.headers["etag"]})
             assert (again.status_code, again.content) == (304, b"")
-        for name in (
-            "x.js",
-            "..%2fapp.py",
-            "%2e%2e/app.py",
-            "index.html%00.js",
-            "../routes/console.py",
-        ):
+        for name in ("x.js", "..%2fapp.py", "%2e%2e/app.py", "index.html%00.js", "../app.py"):
             assert client.get(f"/console/{name}").status_code in (401, 404)
-
-
-def test_events_do_not_hold_up_the_end(console):
-    """The server that the others use ends here only in their teardown: see `test_serve`."""
-    with console.client() as client, client.stream("GET", "/v1/events") as answer:
-        began = time.monotonic()
-        assert next(answer.iter_lines()) == "retry: 2000"
-        assert time.monotonic() - began < 5

@@ -32,9 +32,8 @@ function place(lessons) {
   let start = 0;
   const places = [];
   for (const lesson of lessons) {
-    const steps = Math.max(lesson.losses.length, lesson.verdict === null ? 0 : lesson.numSteps);
-    const isSeen = steps > 0 && (lesson.losses.length > 0 || lesson.after !== null);
-    if (!isSeen) continue;
+    const steps = Math.max(lesson.losses.length, lesson.numSteps);
+    if (!lesson.losses.length && lesson.after === null) continue;
     places.push({ ...lesson, start, end: start + steps });
     start += steps;
   }

@@ -87,8 +87,8 @@ export class Learning {
     };
     const { samples, spent, budget } = status;
     const rows = [
-      ["Waiting", `${samples.waiting} of ${status.min_waiting}`, samples.waiting / status.min_waiting],
-      ["Held out", `${samples.held_out} of ${status.min_held_out}`, samples.held_out / status.min_held_out],
+      ["Waiting", `${samples.waiting} (${status.min_waiting} needed)`, samples.waiting / status.min_waiting],
+      ["Held out", `${samples.held_out} (${status.min_held_out} needed)`, samples.held_out / status.min_held_out],
       ["Used", String(samples.used), null],
       ["Steps today", `${spent.steps} of ${budget.steps}`, spent.steps / Math.max(1, budget.steps)],
     ];
