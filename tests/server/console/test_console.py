@@ -62,18 +62,31 @@ def test_what_is_said_of_an_answer_reaches_the_journal(visit, expect, console):
     ask(page, "Who are you?")
     cell = page.get_by_label("Answer of poet")
     cell.get_by_role("button", name="Good").click()
-    expect(cell.get_by_role("button", name="Good")).to_have_attribute("aria-pressed", "true")
-    expect(cell.get_by_text("does not learn")).to_be_visible()
-    cell.get_by_role("button", name="Correct").click()
-    text = cell.get_by_label("What the answer should have been")
-    expect(text).to_be_focused()
-    text.fill("I am the poet.")
-    page.keyboard.press("Control+Enter")
-    expect(text).to_have_count(0)
-    expect(page.get_by_label("Answer of model").get_by_role("button")).to_have_count(0)
+    expect(cell.get_by_text("the adapter does not learn")).to_be_visible()
     with console.client() as client:
-        found = client.get("/v1/training/poet/status").json()
-    assert found["learn"] == "off"
+        client.post("/v1/training/poet/start", json={"learn": "feedback"}).raise_for_status()
+        page.get_by_label("Message", exact=True).fill("And what do you do?")
+        page.keyboard.press("Enter")
+        cell = page.get_by_label("Answer of poet").nth(1)
+        cell.get_by_role("button", name="Good").click()
+        expect(cell.get_by_text("cut off: write how it should have ended")).to_be_visible()
+        expect(cell.get_by_role("button", name="Good")).to_have_attribute("aria-pressed", "true")
+        cell.get_by_role("button", name="Correct").click()
+        text = cell.get_by_label("What the answer should have been")
+        expect(text).to_be_focused()
+        text.fill("I write verses.")
+        page.keyboard.press("Control+Enter")
+        expect(text).to_have_count(0)
+        expect(cell.get_by_text("kept, to")).to_be_visible()
+        expect(cell.get_by_role("button", name="Correct")).to_be_focused()
+        samples = client.get("/v1/training/poet/status").json()["samples"]
+        assert samples["waiting"] + samples["held_out"] == 1
+        cell.get_by_role("button", name="Bad").click()
+        expect(cell.get_by_text("nothing is learnt of this answer")).to_be_visible()
+        samples = client.get("/v1/training/poet/status").json()["samples"]
+        assert (samples["waiting"] + samples["held_out"], samples["withdrawn"]) == (0, 1)
+        client.post("/v1/training/poet/stop").raise_for_status()
+    assert page.get_by_label("Answer of model").get_by_role("button").count() == 0
 
 
 def test_a_name_is_moved_and_taken_back_and_what_serves_changes(visit, expect, console):
@@ -203,8 +216,7 @@ def test_the_keyboard_alone_is_enough(visit, expect):
     assert reached.index("learner") < reached.index("log")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [320, 400])
+@pytest.mark.parametrize(("scheme", "width"), [("light", 320), ("dark", 400)])
 def test_a_phone_shows_all_of_it(visit, expect, scheme, width):
     page = visit(viewport={"width": width, "height": 700}, color_scheme=scheme).page
     choose(page, expect, "poet")

@@ -110,8 +110,10 @@ export class Answer {
       }
       return true;
     } catch (error) {
-      this.said.classList.add("bad");
-      this.said.textContent = error.message;
+      const isForgotten = error instanceof Refused && error.code === "answer_not_found";
+      this.said.classList.toggle("bad", !isForgotten);
+      this.said.textContent = isForgotten
+        ? "not kept: the adapter does not learn, or the answer was forgotten" : error.message;
       return false;
     }
   }

@@ -44,6 +44,7 @@ export class Learning {
     this.due ??= setTimeout(() => {
       this.due = null;
       drawLosses(at("chart"), this.history.of(this.adapter));
+      this.count();
       this.tellPhase();
     }, DRAW_MS);
   }
@@ -78,6 +79,7 @@ export class Learning {
   }
 
   show(status) {
+    this.status = status;
     const isOn = status.learn !== "off";
     this.isOn = isOn;
     at("halt").disabled = !isOn;
@@ -85,12 +87,21 @@ export class Learning {
     at("policy").onchange = () => {
       at("start").disabled = isOn && status.learn === at("policy").value;
     };
+    this.count();
+    this.tellPhase();
+  }
+
+  /** Show the samples and the steps; those of a version that is being made count already. */
+  count() {
+    const { status } = this;
+    if (!status || status.name !== this.adapter) return;
     const { samples, spent, budget } = status;
+    const steps = spent.steps + (this.history.current(status.name)?.losses.length ?? 0);
     const rows = [
       ["Waiting", `${samples.waiting} (${status.min_waiting} needed)`, samples.waiting / status.min_waiting],
       ["Held out", `${samples.held_out} (${status.min_held_out} needed)`, samples.held_out / status.min_held_out],
       ["Used", String(samples.used), null],
-      ["Steps today", `${spent.steps} of ${budget.steps}`, spent.steps / Math.max(1, budget.steps)],
+      ["Steps today", `${steps} of ${budget.steps}`, steps / Math.max(1, budget.steps)],
     ];
     at("counts").replaceChildren(
       ...rows.map(([name, text, share]) =>
@@ -99,7 +110,6 @@ export class Learning {
                                                         "aria-label": name })),
       ),
     );
-    this.tellPhase();
   }
 
   tellPhase() {

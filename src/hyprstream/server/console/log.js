@@ -58,9 +58,15 @@ function entry(data, kind, what, why, more) {
     "li",
     { "data-kind": kind },
     make("time", { class: "mono" }, clock(data.at)),
-    make("b", {}, data.adapter),
-    make("span", { class: "what" }, what),
-    make("span", { class: "why" }, why),
-    more,
+    make(
+      "div",
+      {},
+      make("b", {}, data.adapter),
+      " ",
+      make("span", { class: "what" }, what),
+      " ",
+      make("span", { class: "why" }, why),
+      more,
+    ),
   );
 }
