@@ -71,9 +71,9 @@ async function look() {
 async function keepLooking() {
   for (;;) {
     await new Promise((resolve) => setTimeout(resolve, STATS_MS));
-    if (mayLook && !document.hidden && at("link").dataset.state === "up") {
-      await look().catch(() => {});
-    }
+    if (document.hidden || at("link").dataset.state !== "up") continue;
+    if (mayLook) await look().catch(() => {});
+    await learning.refresh();
   }
 }
 

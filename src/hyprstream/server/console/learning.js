@@ -128,6 +128,9 @@ export class Learning {
       const why = last.reasons.length ? `: ${last.reasons.join("; ")}` : "";
       text += `. Last version${samples} ${last.verdict}${why}`;
     }
+    // Read aloud is what begins, not every step of it.
+    const phase = now ? `${this.adapter}: ${PHASES[now.phase] ?? now.phase}` : text;
+    if (at("phase").textContent !== phase) at("phase").textContent = phase;
     const line = at("lesson");
     if (line.textContent !== text) line.textContent = text;
     line.dataset.state = state;
