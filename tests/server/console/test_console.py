@@ -121,8 +121,9 @@ def teach(client: httpx.Client, name: str) -> None:
     """Send what an untrained model finds likely, and the gate is therefore willing to try."""
     printable = {str(token): -100 for token in range(94, 256)}
     for n in range(14):
-        body = {"messages": [{"role": "user", "content": f"Question {n * n}?"}], "model": name}
-        body |= {"max_tokens": 24, "temperature": 0.7, "logit_bias": printable, "seed": n}
+        question = [{"role": "user", "content": f"Question {n * n}?"}]
+        body: dict[str, object] = {"messages": question, "model": name, "max_tokens": 24}
+        body |= {"temperature": 0.7, "logit_bias": printable, "seed": n}
         answer = client.post("/v1/chat/completions", json=body).json()
         said = {"id": answer["id"], "correction": answer["choices"][0]["message"]["content"]}
         kept = client.post("/v1/feedback", json=said).json()["recorded"]

@@ -10,7 +10,7 @@ const PUBLISHED = "published";
 /** Draw lessons into a box, as wide as that is. */
 export function drawLosses(box, lessons) {
   const places = place(lessons);
-  if (!places.length) {
+  if (!places.some((lesson) => lesson.end > lesson.start)) {
     box.replaceChildren(make("p", { class: "empty" }, "No version has been made yet."));
     return;
   }
@@ -32,8 +32,9 @@ function place(lessons) {
   let start = 0;
   const places = [];
   for (const lesson of lessons) {
-    const steps = Math.max(lesson.losses.length, lesson.numSteps);
-    if (!lesson.losses.length && lesson.after === null) continue;
+    const hasLosses = lesson.losses.length > 0 || lesson.after !== null;
+    if (!hasLosses && lesson.verdict === null) continue;
+    const steps = hasLosses ? Math.max(lesson.losses.length, lesson.numSteps) : 0;
     places.push({ ...lesson, start, end: start + steps });
     start += steps;
   }
@@ -65,26 +66,29 @@ function* ticks(low, high, most) {
 
 function grid({ low, high, last, x, y }, width) {
   const parts = [];
-  for (const loss of ticks(low, high, 4)) {
+  const losses = [...ticks(low, high, 4)];
+  const decimals = Math.max(0, -Math.floor(Math.log10((losses[1] ?? high) - (losses[0] ?? low))));
+  for (const loss of losses) {
     parts.push(draw("line", { class: "grid", x1: EDGE.left, x2: width - EDGE.right, y1: y(loss),
                               y2: y(loss) }));
     parts.push(draw("text", { class: "tick", x: EDGE.left - 6, y: y(loss) + 3.5,
-                              "text-anchor": "end" }, digits(loss)));
+                              "text-anchor": "end" }, loss.toFixed(decimals)));
   }
   for (const step of ticks(0, last, Math.max(2, width / 110))) {
     if (step % 1) continue;
     parts.push(draw("text", { class: "tick", x: x(step), y: HEIGHT - 6,
                               "text-anchor": "middle" }, String(Math.round(step))));
   }
-  parts.push(draw("text", { class: "tick", x: width - EDGE.right, y: EDGE.top + 2,
-                            "text-anchor": "end" }, "nats a token, by step"));
   return parts;
 }
 
 function marks(lesson, { x, y }) {
   const parts = [];
   const { start, end, losses, before, after, verdict } = lesson;
-  if (start) {
+  if (after === null && verdict !== null && verdict !== PUBLISHED) {
+    parts.push(mark("no", x(end), HEIGHT - EDGE.bottom, lesson)); // before it was measured
+  }
+  if (start && end > start) {
     parts.push(draw("line", { class: "turn-line", x1: x(start), x2: x(start), y1: EDGE.top,
                               y2: HEIGHT - EDGE.bottom }));
   }

@@ -19,7 +19,7 @@ export class Gauges {
     at("gauges").hidden = false;
     at("gauges").replaceChildren(
       gauge("tokens/s", stats.tokens.per_s.toFixed(1), this.curve()),
-      gauge("requests", `${requests.running} running, ${requests.waiting} waiting`),
+      gauge("requests", `${requests.running}${requests.waiting ? ` + ${requests.waiting} waiting` : ""}`),
       gauge("KV", `${share}% of ${bytes(kv.bytes)}`),
       gauge("memory", bytes(stats.resident_bytes)),
     );

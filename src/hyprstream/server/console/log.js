@@ -19,7 +19,10 @@ export function write(kind, data) {
   const line = kind === "decision" ? decision(data) : kind === "move" ? move(data) : null;
   if (line === null) return;
   const log = at("log");
-  log.prepend(line);
+  // A move is noticed a little later than it happens, or much later if nobody looked on.
+  line.dataset.at = data.at;
+  const older = [...log.children].find((one) => Number(one.dataset.at) <= data.at);
+  log.insertBefore(line, older ?? null);
   while (log.children.length > MOST) log.lastElementChild.remove();
 }
 
