@@ -21,6 +21,7 @@ def expect(browser):
     del browser  # skips where there is none
     from playwright.sync_api import expect
 
+    expect.set_options(timeout=15_000)
     return expect
 
 
