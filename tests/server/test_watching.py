@@ -57,6 +57,7 @@ def test_moves_of_any_process_are_told_and_a_stream_goes_on_where_another_ended(
     for strange in ("00000000-1", "x", first.partition("-")[0] + "-999999999"):
         with client.stream("GET", "/v1/events", headers={"Last-Event-ID": strange}) as answer:
             assert next(frames(answer))[1] == "reset"
+    client.delete("/v1/adapters/watched").raise_for_status()
 
 
 def test_a_key_is_told_of_its_adapters_alone(client, served):

@@ -48,8 +48,10 @@ def test_both_models_answer_side_by_side_and_can_be_stopped(visit, expect):
     expect(page.get_by_label("Answer of model")).to_be_visible()
     expect(page.get_by_label("Answer of team/clerk")).to_be_visible()
     page.keyboard.press("Escape")
-    expect(page.get_by_text("stopped")).to_have_count(2)
-    expect(page.get_by_role("button", name="Stop", exact=True)).to_have_count(1)  # of learning
+    expect(page.get_by_text("stopped").first).to_be_visible()
+    for n in range(2):
+        expect(answers.nth(n)).to_have_attribute("aria-busy", "false")
+    expect(page.locator("#stop")).to_be_hidden()
     page.get_by_label("Most tokens").fill("5")
     page.get_by_label("Message", exact=True).fill("And again")
     page.keyboard.press("Control+Enter")
@@ -70,7 +72,8 @@ def test_what_is_said_of_an_answer_reaches_the_journal(visit, expect, console):
         page.keyboard.press("Enter")
         cell = page.get_by_label("Answer of poet").nth(1)
         cell.get_by_role("button", name="Good").click()
-        expect(cell.get_by_text("cut off: write how it should have ended")).to_be_visible()
+        # By chance it may have ended itself, and is kept as it is.
+        expect(cell.get_by_text(re.compile("cut off: write|kept, to"))).to_be_visible()
         expect(cell.get_by_role("button", name="Good")).to_have_attribute("aria-pressed", "true")
         cell.get_by_role("button", name="Correct").click()
         text = cell.get_by_label("What the answer should have been")
@@ -137,7 +140,7 @@ def test_curves_and_verdicts_appear_while_an_adapter_learns(visit, expect, conso
         client.post("/v1/adapters", json={"name": "pupil", "rank": 2}).raise_for_status()
         expect(page.get_by_label("Adapter whose learning").locator("option")).to_have_count(3)
         page.get_by_label("Adapter whose learning").select_option("pupil")
-        expect(page.get_by_text("Not learning")).to_be_visible()
+        expect(page.locator("#lesson")).to_have_text("Not learning")
         page.locator("#control").get_by_role("button", name="Start").click()
         expect(page.get_by_text("pupil learns from now on")).to_be_visible()
         teach(client, "pupil")
@@ -213,8 +216,9 @@ def test_the_keyboard_alone_is_enough(visit, expect):
             break
         assert found[1] != "none", f"{found[0]} does not show that it has the focus"
         reached.append(found[0])
-    for wanted in ("clear", "send", "learner", "policy", "start", "log"):
+    for wanted in ("clear", "send", "learner", "policy", "log"):
         assert wanted in reached
+    assert "start" in reached or "halt" in reached
     assert reached.index("learner") < reached.index("log")
 
 
