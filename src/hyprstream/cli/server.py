@@ -1,6 +1,5 @@
 """`hyprstream server`: serve a model over HTTP until a signal ends it."""
 
-import logging
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -54,9 +53,10 @@ def server(
 
     It listens on this machine alone unless told otherwise; beyond it, callers need a key
     (`hyprstream auth key create`, or HYPRSTREAM_API_KEY). SIGTERM ends it when the answers under
-    way are finished.
+    way are finished; SIGHUP lets it read its settings again.
     """
     from hyprstream.runtime import load_settings
+    from hyprstream.server.logs import start_logging
     from hyprstream.server.serve import bind, check_tls, open_verifier, serve
 
     session = session_of(ctx)
@@ -67,9 +67,7 @@ def server(
     check_tls(config)
     with bind(config) as socket:
         loaded = load_model(session, model, loading)
-        logging.basicConfig(
-            level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-        )
+        start_logging(config.log_format)
 
         def announce(port: int) -> None:
             scheme = "https" if config.tls_cert else "http"
@@ -87,5 +85,8 @@ def server(
                 f"curl {url}/v1/{route} {key}-H 'Content-Type: application/json' -d '{body}'"
             )
 
-        serve(loaded, settings, socket, verifier, announce)
+        serve(
+            loaded, settings, socket, verifier, announce,
+            load=lambda: listening.applied(load_settings()),
+        )  # fmt: skip
     output.done("ended")

@@ -22,11 +22,12 @@ from hyprstream.engine.background import BackgroundWork, TimeShare
 from hyprstream.engine.config import EngineConfig
 from hyprstream.engine.core import EngineCore, Prepared
 from hyprstream.engine.delivery import Batch, Deliveries, again
-from hyprstream.engine.load import Load, TokenMeter
 from hyprstream.engine.plan import SequenceEvent, SequenceId
 from hyprstream.engine.preparing import Preparations
 from hyprstream.engine.request import Request
+from hyprstream.engine.stats import EngineStats
 from hyprstream.engine.stream import TokenStream
+from hyprstream.engine.token_meter import TokenMeter
 from hyprstream.errors import (
     EngineStoppedError,
     HyprstreamError,
@@ -94,7 +95,6 @@ class Engine:
         self._has_ended = asyncio.Event()
         self._io = ThreadPoolExecutor(_NUM_IO_THREADS, thread_name_prefix="hyprstream-io")
         # Written on the engine thread, read on any.
-        self._load = core.load
         self.tokens = TokenMeter()
         # Touched on the engine thread only.
         self._preparations = Preparations(
@@ -158,11 +158,6 @@ class Engine:
         """Requests that hold something: waiting, running or being aborted."""
         return len(self._deliveries)
 
-    @property
-    def load(self) -> Load:
-        """How busy it is: as of the last step or command. For any thread."""
-        return self._load
-
     def submit(self, request: Request) -> TokenStream:
         """Put a request in the queue.
 
@@ -209,6 +204,14 @@ class Engine:
         if read is not None:
             weights = await asyncio.get_running_loop().run_in_executor(self._io, read)
         return await self._call(lambda: self._core.compose(parts, weights))
+
+    async def stats(self) -> EngineStats:
+        """Tell what the engine is doing, between two steps.
+
+        Raises:
+            EngineStoppedError: It does not run.
+        """
+        return await self._call(lambda: self._core.stats)
 
     async def retire(self, version: VersionId) -> None:
         """Refuse a version to new requests; those that use it finish with it.
@@ -276,7 +279,6 @@ class Engine:
         try:
             while self._runs:
                 self._obey()
-                self._load = self._core.load
                 if self._core.has_work:
                     self._step()
                 elif self._drains and not self._preparations:
@@ -310,7 +312,7 @@ class Engine:
             self._inbox.get(timeout=_IDLE_POLL_S)()
 
     def _step(self) -> None:
-        began = self._clock()
+        began, now_ns = self._clock(), time.time_ns()
         events = self._core.step()
         self._share.add_step(self._clock() - began)
         over = [
@@ -318,10 +320,10 @@ class Engine:
             for event in events
             if event.is_last and event.sequence_id.request_id not in self._core
         ]
-        self._load = self._core.load
-        if events:
-            self.tokens.add(sum(event.token is not None for event in events))
-            self._tell(Batch(events, tuple(dict.fromkeys(over))))
+        started = self._core.started
+        self.tokens.add(sum(event.token is not None for event in events))
+        if events or started:
+            self._tell(Batch(events, tuple(dict.fromkeys(over)), started, now_ns))
 
     def _run_background(self) -> None:
         background = self._background

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hyprstream.engine.load import Load
+from hyprstream.engine.stats import EngineStats
 from hyprstream.refs import AdapterName, VersionId
 from hyprstream.runtime.adapters import Adapters
 from hyprstream.store.records import Adapter
@@ -21,7 +21,7 @@ class RuntimeLoad:
     """What a runtime does and holds at one moment.
 
     Attributes:
-        engine: Sequences and blocks.
+        engine: Sequences, blocks and slots.
         num_requests: Requests that hold something, those on their way to the engine included.
         num_tokens: Tokens of answers since the start.
         tokens_per_s: The same a second, over the last ten.
@@ -30,7 +30,7 @@ class RuntimeLoad:
         resident_bytes: Of the process, as the kernel counts them.
     """
 
-    engine: Load
+    engine: EngineStats
     num_requests: int
     num_tokens: int
     tokens_per_s: float

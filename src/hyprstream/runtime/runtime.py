@@ -18,26 +18,34 @@ from typing import Self, TypeVar
 from hyprstream.engine.assembly import build_core
 from hyprstream.engine.engine import Engine
 from hyprstream.engine.paged_cache import block_bytes
-from hyprstream.errors import CacheBusyError, EngineStoppedError
+from hyprstream.engine.stats import EngineStats
+from hyprstream.errors import CacheBusyError, EngineStoppedError, InvalidRequestError
 from hyprstream.lora.basis import BaseLayers
 from hyprstream.lora.weights import LoraWeights, unpack
 from hyprstream.models.decoder import Decoder
-from hyprstream.refs import AdapterName, VersionId
+from hyprstream.refs import AdapterName, AdapterRef, VersionId
+from hyprstream.runtime.adapted import load_adapter
 from hyprstream.runtime.adapters import Adapters, open_adapters
+from hyprstream.runtime.evaluation import Evaluations, measuring
 from hyprstream.runtime.events import Events
+from hyprstream.runtime.journal_view import view_held_out
 from hyprstream.runtime.live_learning import LiveLearning
-from hyprstream.runtime.load import RuntimeLoad, resident_bytes
+from hyprstream.runtime.load import RuntimeLoad, Sizes, resident_bytes
 from hyprstream.runtime.model import Model
 from hyprstream.runtime.residence import Residence
 from hyprstream.runtime.settings import Settings, load_settings
 from hyprstream.runtime.text_service import Answered, TextService
+from hyprstream.runtime.training_records import Evaluated
 from hyprstream.store.manifest import check_base
 from hyprstream.store.records import Adapter, Move
+from hyprstream.train.sample import Sample
+from hyprstream.train.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
+_LOOK_S = 1.0  # between looks at whether an engine that is waited for still runs
 _NUM_POOL_THREADS = 4  # templates, tokenizers, the store: short work that would hold up the loop
 
 
@@ -57,6 +65,7 @@ class Runtime:
         adapters: The adapters of this machine. Its calls wait for the disk: see `in_pool`.
         text: Answers, continues, embeds.
         events: What happens, for whoever looks on.
+        sizes: What adapters take on the disk; its call waits for that, as those of `adapters`.
         learning: Lets adapters learn from what is served; None where that is switched off,
             where the model takes no adapters, and while another process learns in this home.
     """
@@ -66,6 +75,7 @@ class Runtime:
         self.model = model
         self.settings = settings
         self._opened = AsyncExitStack()
+        self._observers: list[Callable[[Answered], None]] = []
 
     @classmethod
     @asynccontextmanager
@@ -93,21 +103,24 @@ class Runtime:
             self.adapters: Adapters = opened.enter_context(open_adapters(self.settings))
             self.events = Events(self._moves_after, clock=time.time)
             opened.callback(self.events.close)
+            self.sizes = Sizes(self.adapters)
             self._engine = self._build()
             self.learning = await self._open_learning()
             if self.learning is not None:
                 # On a thread: what is on its way to the engine comes back over this loop.
                 opened.push_async_callback(asyncio.to_thread, self.learning.close)
+            self._evaluations = Evaluations(None if self.learning is None else self.learning.work)
+            opened.callback(self._evaluations.close)
             opened.push_async_callback(self._engine.stop)
-            self._engine.start(None if self.learning is None else self.learning.work)
+            self._engine.start(self._evaluations if self.generates else None)
             self._residence = (
                 Residence(self._engine, self._resolve, self._pool) if self.generates else None
             )
-            note = _forget if self.learning is None else self.learning.note
             self.text = TextService(
-                self.model, self._engine, self._residence, self._pool, note=note
+                self.model, self._engine, self._residence, self._pool, note=self._note
             )
             if self.learning is not None:
+                self._observers.append(self.learning.note)
                 self.learning.start()
                 opened.push_async_callback(self.learning.stop)
             self._opened = opened.pop_all()
@@ -141,22 +154,41 @@ class Runtime:
         """Adapter versions that requests use."""
         return 0 if self._residence is None else len(self._residence.in_use_now)
 
-    @property
-    def load(self) -> RuntimeLoad:
-        """What it does and holds now."""
-        engine, network = self._engine.load, self.model.network
+    async def stats(self) -> EngineStats:
+        """Tell what the engine is doing.
+
+        Raises:
+            EngineStoppedError: It does not run.
+        """
+        return await self._engine.stats()
+
+    async def load(self) -> RuntimeLoad:
+        """Tell what it does and holds.
+
+        Raises:
+            EngineStoppedError: It does not run.
+        """
+        stats, network = await self.stats(), self.model.network
         size = 0
         if isinstance(network, Decoder):
             size = block_bytes(network.config, network.dtype, self.settings.engine.block_tokens)
         return RuntimeLoad(
-            engine=engine,
+            engine=stats,
             num_requests=self.num_requests,
             num_tokens=self._engine.tokens.num_tokens,
             tokens_per_s=self._engine.tokens.per_second,
-            kv_bytes=size * engine.num_blocks,
-            kv_used_bytes=size * (engine.num_blocks - engine.num_free_blocks),
+            kv_bytes=size * stats.num_blocks,
+            kv_used_bytes=size * (stats.num_blocks - stats.num_free_blocks),
             resident_bytes=resident_bytes(),
         )
+
+    def adapter_name(self, version: VersionId) -> AdapterName | None:
+        """Return the name by which a version was asked for last; None if nobody did."""
+        return None if self._residence is None else self._residence.name_of(version)
+
+    def observe(self, observer: Callable[[Answered], None]) -> None:
+        """Tell somebody of each answer that is over, in the context of its request."""
+        self._observers.append(observer)
 
     async def in_pool(self, work: Callable[[], Result]) -> Result:
         """Do work that waits for the disk, or takes long, without holding up the event loop."""
@@ -170,6 +202,41 @@ class Runtime:
             IncompatibleAdapterError: It was made for another model.
         """
         return await self.in_pool(lambda: self._resolve(ref))
+
+    async def evaluate(
+        self, ref: str, samples: Sequence[Sample] | None = None, *, most: int = 128
+    ) -> Evaluated:
+        """Measure a version and the base model, beside what is served.
+
+        Args:
+            ref: The version.
+            samples: What to measure on; None takes those that are held out for the adapter.
+            most: How many of the latter, the latest.
+
+        Raises:
+            NotFoundError: There is no such version.
+            InvalidRequestError: There is nothing to measure on.
+            QueueFullError: Too many wait to be measured.
+            EngineStoppedError: The engine does not run any more.
+        """
+        loaded = await self.in_pool(lambda: load_adapter(self.adapters, ref, self.model))
+        if samples is None:
+            file, name = self.settings.journal_file, AdapterRef.parse(ref).name
+            samples = await self.in_pool(lambda: view_held_out(file, name, most))
+        if not samples:
+            raise InvalidRequestError(
+                f"nothing is held out for {ref}", hint="Send samples to be measured by."
+            )
+        trainer = Trainer(self.model.decoder)
+        waiting = asyncio.wrap_future(self._evaluations.submit(measuring(trainer, loaded, samples)))
+        try:
+            while not waiting.done():
+                await asyncio.wait([waiting], timeout=_LOOK_S)
+                if self.failure is not None and not waiting.done():
+                    raise EngineStoppedError(str(self.failure), hint=self.failure.hint)
+        finally:
+            waiting.cancel()
+        return waiting.result()
 
     async def compatible_adapters(self) -> list[Adapter]:
         """List the adapters that were made for this model."""
@@ -198,6 +265,10 @@ class Runtime:
             log.warning("another process learns in this home: adapters are served as they are")
             return None
 
+    def _note(self, answered: Answered) -> None:
+        for observer in self._observers:
+            observer(answered)
+
     def _build(self) -> Engine:
         share = min(self.settings.engine.background_share, self.settings.train.max_share)
         config, model = replace(self.settings.engine, background_share=share), self.model
@@ -225,7 +296,3 @@ class Runtime:
         version = self.adapters.resolve(ref)
         check_base(self.adapters.manifest(version), self.model.fingerprint)
         return version
-
-
-def _forget(_answered: Answered) -> None:
-    """Keep no note of an answer."""

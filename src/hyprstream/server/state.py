@@ -10,12 +10,13 @@ from starlette.requests import Request
 
 from hyprstream.errors import InvalidReferenceError
 from hyprstream.refs import AdapterRef, ModelRef, RequestId
+from hyprstream.runtime import Owner
 from hyprstream.runtime.keys import Grant
-from hyprstream.runtime.load import Sizes
 from hyprstream.runtime.runtime import Runtime
 from hyprstream.runtime.server_config import ServerConfig
 from hyprstream.runtime.text_service import Caller
 from hyprstream.server.errors import ApiError
+from hyprstream.server.live import LiveConfig
 from hyprstream.server.metrics import Metrics
 
 Result = TypeVar("Result")
@@ -27,17 +28,20 @@ class ServerState:
 
     Attributes:
         runtime: Serves.
-        config: Bounds.
+        live: Settings.
         metrics: What is counted.
-        sizes: What adapters take.
         started_at: Seconds since 1970.
     """
 
     runtime: Runtime
-    config: ServerConfig
+    live: LiveConfig
     metrics: Metrics
-    sizes: Sizes
     started_at: int
+
+    @property
+    def config(self) -> ServerConfig:
+        """The settings that hold now."""
+        return self.live.current
 
     @property
     def model_name(self) -> str:
@@ -119,12 +123,18 @@ def new_id(kind: str) -> RequestId:
 
 
 def caller_of(
-    request: Request, kind: str, model: str | None, lora: str | None, *, learn: bool
+    request: Request, kind: str, model: str | None, lora: str | None, *, learn: bool, user: str = ""
 ) -> Caller:
     """Say who asks: the adapter of the path comes before the model of the body."""
     state, grant = state_of(request), grant_of(request)
     adapter = state.adapter(model, grant) if lora is None else str(state.allowed(lora, grant))
-    return Caller(id=new_id(kind), adapter=adapter, salt=grant.id, may_be_learnt=learn)
+    return Caller(
+        id=new_id(kind),
+        adapter=adapter,
+        salt=grant.id,
+        may_be_learnt=learn,
+        owner=Owner(user=user, key=grant.id),
+    )
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:

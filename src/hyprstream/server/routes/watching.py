@@ -11,8 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from hyprstream.runtime.events import Event
-from hyprstream.runtime.load import StoredSize
-from hyprstream.runtime.runtime import Runtime
+from hyprstream.runtime.load import RuntimeLoad, StoredSize
 from hyprstream.server.access import Route
 from hyprstream.server.sse import EventStream, encode
 from hyprstream.server.state import grant_of, state_of
@@ -56,15 +55,15 @@ async def stats(request: Request) -> Response:
     """Tell how much the server does and holds, and what adapters take."""
     state, grant = state_of(request), grant_of(request)
     runtime = state.runtime
-    load = _load(runtime)
+    load = await runtime.load()
     adapters = [a for a in await runtime.compatible_adapters() if grant.may_use(a.name)]
-    sizes = await runtime.in_pool(lambda: state.sizes.of(adapters))
+    sizes = await runtime.in_pool(lambda: runtime.sizes.of(adapters))
     return JSONResponse(
         {
             "model": state.model_name,
             "uptime_s": round(time.time() - state.started_at, 3),
             "learns": runtime.learning is not None,
-            **load,
+            **_load_record(load),
             "adapters": [_size(size) for size in sizes],
         }
     )
@@ -84,8 +83,7 @@ def _frame(event: Event, epoch: str) -> bytes:
     return f"{number}event: {event.kind}\n".encode() + b"data: " + encode(data) + b"\n\n"
 
 
-def _load(runtime: Runtime) -> dict[str, Any]:
-    load = runtime.load
+def _load_record(load: RuntimeLoad) -> dict[str, Any]:
     return {
         "requests": {
             "open": load.num_requests,

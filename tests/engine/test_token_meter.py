@@ -1,6 +1,6 @@
 """Numbers that are read while they are written."""
 
-from hyprstream.engine.load import TokenMeter
+from hyprstream.engine.token_meter import TokenMeter
 
 
 class FakeClock:

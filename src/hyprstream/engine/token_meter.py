@@ -1,27 +1,9 @@
-"""How busy an engine is: numbers that the engine thread writes down and any thread may read."""
+"""How fast an engine answers: written down by its thread, read by any."""
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 _WINDOW_S = 10
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
-    """What an engine holds between two steps.
-
-    Attributes:
-        num_waiting: Sequences that wait, preempted ones included.
-        num_running: Sequences that hold blocks and a slot.
-        num_blocks: Blocks of KV memory.
-        num_free_blocks: Those that no sequence holds.
-    """
-
-    num_waiting: int = 0
-    num_running: int = 0
-    num_blocks: int = 0
-    num_free_blocks: int = 0
 
 
 class TokenMeter:
