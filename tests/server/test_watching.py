@@ -84,11 +84,11 @@ def test_a_key_is_told_of_its_adapters_alone(client, served):
 def test_the_server_tells_what_it_does_and_holds(client):
     before = client.get("/v1/stats").json()
     body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1900, "ignore_eos": True}
-    body |= {"stream": True, "model": "poet"}
+    body |= {"stream": True, "model": "poet", "n": 8}
     with client.stream("POST", "/v1/chat/completions", json=body) as answer:
         assert '"role"' in next(answer.iter_lines())
         during = client.get("/v1/stats").json()
-    assert during["requests"] == {"open": 1, "running": 1, "waiting": 0}
+    assert during["requests"] == {"open": 1, "running": 8, "waiting": 0}
     assert during["kv"]["used_blocks"] > 0
     assert during["kv"]["used_bytes"] * during["kv"]["blocks"] == (
         during["kv"]["used_blocks"] * during["kv"]["bytes"]

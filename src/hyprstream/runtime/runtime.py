@@ -168,13 +168,13 @@ class Runtime:
         Raises:
             EngineStoppedError: It does not run.
         """
-        stats, network = await self.stats(), self.model.network
+        number, stats, network = self.num_requests, await self.stats(), self.model.network
         size = 0
         if isinstance(network, Decoder):
             size = block_bytes(network.config, network.dtype, self.settings.engine.block_tokens)
         return RuntimeLoad(
             engine=stats,
-            num_requests=self.num_requests,
+            num_requests=number,
             num_tokens=self._engine.tokens.num_tokens,
             tokens_per_s=self._engine.tokens.per_second,
             kv_bytes=size * stats.num_blocks,

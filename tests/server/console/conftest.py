@@ -60,8 +60,9 @@ def console(home) -> Iterator[Console]:
         yield Console(url=server.url, home=folder, key=key, limited=limited)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator["Browser"]:
+    """A browser, for one file: its driver has an event loop, beside which no other can run."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     found = next(filter(None, map(shutil.which, CHROMIUM)), None)
     if found is None:
