@@ -56,6 +56,13 @@ class Clients:
         for thread in self._threads:
             thread.start()
 
+    def wait(self, number: int) -> None:
+        """Wait until so many samples were acknowledged."""
+        until = time.monotonic() + 60
+        while len(self.kept) < number and not self.errors:
+            assert time.monotonic() < until, f"{len(self.kept)} samples were acknowledged"
+            time.sleep(0.005)
+
     def join(self) -> None:
         for thread in self._threads:
             thread.join(30)
@@ -125,12 +132,12 @@ def survive(home: Path, num_kills: int, seed: int) -> tuple[int, int]:
                     start = {"learn": "feedback"}
                     client.post("/v1/training/poet/start", json=start).raise_for_status()
             clients = Clients(server, chance)
-            time.sleep(chance.uniform(0.5, 4.0))
+            clients.wait(chance.randrange(1, 80))
+            time.sleep(chance.uniform(0.0, 0.1))
             server.process.kill()
             clients.join()
             assert "Traceback" not in server.log, server.log
         assert not clients.errors, clients.errors[:3]
-        assert clients.kept
         kept |= clients.kept
         num_published = look(home, kept)
     return len(kept), num_published
