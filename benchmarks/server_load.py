@@ -71,7 +71,7 @@ def started(model: str) -> Iterator[tuple[httpx.Client, int]]:
         finally:
             process.terminate()
             process.wait(60)
-        assert process.returncode == 0, "".join(log[-20:])
+        assert process.returncode == 0, str(process.returncode) + "".join(log[-20:])
 
 
 def rss_mib(pid: int) -> float:

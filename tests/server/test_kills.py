@@ -134,6 +134,7 @@ def survive(home: Path, num_kills: int, seed: int) -> tuple[int, int]:
             clients = Clients(server, chance)
             clients.wait(chance.randrange(1, 80))
             time.sleep(chance.uniform(0.0, 0.1))
+            assert server.process.poll() is None, server.log  # nobody else has ended it
             server.process.kill()
             clients.join()
             assert "Traceback" not in server.log, server.log
