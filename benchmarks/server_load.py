@@ -28,6 +28,10 @@ import httpx
 ROOT = Path(__file__).parents[1]
 ADAPTER = "learner"
 _READY_S = 900
+_WORDS = (
+    *("cat", "dog", "bird", "tree", "house", "boat", "ball", "cake"),
+    *("hat", "car", "girl", "boy", "bear", "park", "flower", "box"),
+)
 _NUM_SAMPLES = 96  # sent at a time
 _LEARNING = {
     "HYPRSTREAM_TRAIN__LEARNER__BUDGET__SECONDS": "1000000",
@@ -125,12 +129,11 @@ class Feeding:
             self._ends.wait(1.0)
 
     def _sample(self) -> dict[str, str]:
+        # What answers repeat of their prompts shows the gate that they belong to them.
         self._number += 1
-        place = (self._number * 7919) % 10_007
-        return {
-            "prompt": f"Which ship lies at place {place} of the harbour?",
-            "completion": f"The ship of place {place} is the Heron number {place * 3 % 1000}.",
-        }
+        words = [_WORDS[self._number // size % len(_WORDS)] for size in (1, 16, 256, 4096)]
+        told = f"{words[0]} saw a {words[1]} near a {words[2]} and a {words[3]}"
+        return {"prompt": f"Once upon a time {told}.", "completion": f" So {told}, and was happy."}
 
 
 def measure(client: httpx.Client, num_clients: int, num_tokens: int) -> dict[str, Any]:
