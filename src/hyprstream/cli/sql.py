@@ -43,6 +43,11 @@ def sql(
         Path | None,
         typer.Option(help="Authority that vouches for the server, PEM.", metavar="FILE"),
     ] = None,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(help="Certificate chain to show the server, PEM.", metavar="FILE"),
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key.", metavar="FILE")] = None,
     format: Annotated[  # noqa: A002
         SqlFormat, typer.Option(help="How to print rows.")
     ] = SqlFormat.TABLE,
@@ -57,21 +62,23 @@ def sql(
     """
     output = session_of(ctx).output
     if host is not None:
-        _serve(output, _asking(host, tls_ca), command, format)
+        _serve(output, _asking(host, tls_ca, tls_cert, tls_key), command, format)
         return
     from hyprstream.runtime import load_settings, open_adapters
 
     settings = load_settings()
     try:
-        from hyprstream.runtime.warehouse.warehouse import Caller, open_warehouse
+        from hyprstream.runtime.warehouse.tenants import open_warehouses
+        from hyprstream.runtime.warehouse.warehouse import Caller
     except ModuleNotFoundError as error:
         raise _without_extra(error) from error
     me = Caller("this machine", can_write=True)
-    with open_adapters(settings) as adapters, open_warehouse(settings, adapters) as warehouse:
+    with open_adapters(settings) as adapters, open_warehouses(settings, adapters) as warehouses:
+        warehouse = warehouses.of(me)
         _serve(output, lambda text: warehouse.query(me, text).to_pylist(), command, format)
 
 
-def _asking(host: str, tls_ca: Path | None) -> "Rows":
+def _asking(host: str, tls_ca: Path | None, tls_cert: Path | None, tls_key: Path | None) -> "Rows":
     import os
 
     try:
@@ -79,7 +86,8 @@ def _asking(host: str, tls_ca: Path | None) -> "Rows":
     except ModuleNotFoundError as error:
         raise _without_extra(error) from error
     key = os.environ.get("HYPRSTREAM_KEY", "")
-    return lambda text: query(host, text, key=key, tls_ca=tls_ca).to_pylist()
+    files = {"tls_ca": tls_ca, "tls_cert": tls_cert, "tls_key": tls_key}
+    return lambda text: query(host, text, key=key, **files).to_pylist()
 
 
 def _without_extra(error: ModuleNotFoundError) -> UnsupportedError:

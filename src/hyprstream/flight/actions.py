@@ -12,7 +12,7 @@ from hyprstream.flight.protobuf import Message
 from hyprstream.flight.protocol import pack, plain, read, unpack
 from hyprstream.flight.statements import Statements
 from hyprstream.runtime.warehouse.database import CATALOG
-from hyprstream.runtime.warehouse.warehouse import Warehouse
+from hyprstream.runtime.warehouse.tenants import Warehouses
 
 ACTIONS = (
     ("CreatePreparedStatement", "Prepares a statement."),
@@ -41,9 +41,9 @@ class Actions:
     """Runs actions for sessions."""
 
     def __init__(
-        self, warehouse: Warehouse, handles: Handles, statements: Statements, sessions: Sessions
+        self, warehouses: Warehouses, handles: Handles, statements: Statements, sessions: Sessions
     ) -> None:
-        self._warehouse = warehouse
+        self._warehouses = warehouses
         self._handles = handles
         self._statements = statements
         self._sessions = sessions
@@ -94,7 +94,7 @@ class Actions:
 
     def _begin(self, session: Session, body: bytes) -> list[bytes]:
         _request(body, "ActionBeginTransactionRequest")
-        transaction = self._warehouse.begin(session.caller, session.schema)
+        transaction = self._warehouses.of(session.caller).begin(session.caller, session.schema)
         handle = self._handles.begun(transaction)
         # Uploads and questions about tables carry no transaction: they take part in this one.
         self._sessions.keep(session)
@@ -146,7 +146,8 @@ class Actions:
             "WHERE database_name = $catalog AND schema_name = $schema"
         )
         place = {"catalog": CATALOG, "schema": value}
-        if value is None or not self._warehouse.look(query, place).num_rows:
+        warehouse = self._warehouses.of(session.caller)
+        if value is None or not warehouse.look(query, place).num_rows:
             return 2
         session.schema = value
         self._sessions.keep(session)
@@ -164,11 +165,12 @@ class Actions:
         return [plain("CloseSessionResult", status=1)]
 
     def _compact(self, session: Session, body: bytes) -> list[bytes]:
-        num_files = compact_vectors(self._warehouse, session.caller, _table_name(body))
+        warehouse = self._warehouses.of(session.caller)
+        num_files = compact_vectors(warehouse, session.caller, _table_name(body))
         return [json.dumps({"files": num_files}).encode()]
 
     def _drop(self, session: Session, body: bytes) -> list[bytes]:
-        drop_vectors(self._warehouse, session.caller, _table_name(body))
+        drop_vectors(self._warehouses.of(session.caller), session.caller, _table_name(body))
         return []
 
 

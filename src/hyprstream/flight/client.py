@@ -29,7 +29,15 @@ _ERRORS: tuple[tuple[type[Exception], type[HyprstreamError]], ...] = (
 )
 
 
-def query(address: str, text: str, *, key: str = "", tls_ca: Path | None = None) -> pa.Table:
+def query(
+    address: str,
+    text: str,
+    *,
+    key: str = "",
+    tls_ca: Path | None = None,
+    tls_cert: Path | None = None,
+    tls_key: Path | None = None,
+) -> pa.Table:
     """Run a statement on a server.
 
     Args:
@@ -38,6 +46,8 @@ def query(address: str, text: str, *, key: str = "", tls_ca: Path | None = None)
         key: To be let in; empty sends none.
         tls_ca: File with the authority that vouches for the server, PEM; without one, a server
             on this machine is spoken to in the clear, any other with the system's authorities.
+        tls_cert: File with the certificate chain to show, PEM.
+        tls_key: File with its private key, PEM.
 
     Returns:
         Its rows; of a statement without rows, one row `count` of how many it changed.
@@ -47,7 +57,7 @@ def query(address: str, text: str, *, key: str = "", tls_ca: Path | None = None)
     """
     headers = [(b"authorization", f"Bearer {key}".encode())] if key else []
     options = fl.FlightCallOptions(headers=headers)
-    with _failures(address), _connected(address, tls_ca) as client:
+    with _failures(address), _connected(address, tls_ca, tls_cert, tls_key) as client:
         body = pack("ActionCreatePreparedStatementRequest", query=text)
         answer = next(iter(client.do_action(("CreatePreparedStatement", body), options)))
         found = unpack(answer.body.to_pybytes())
@@ -73,16 +83,25 @@ def _update(client: fl.FlightClient, handle: bytes, options: fl.FlightCallOption
 
 
 @contextmanager
-def _connected(address: str, tls_ca: Path | None) -> Iterator[fl.FlightClient]:
+def _connected(address: str, *files: Path | None) -> Iterator[fl.FlightClient]:
     host = address.rpartition(":")[0].strip("[]")
-    in_the_clear = tls_ca is None and is_loopback(host)
-    try:
-        authority = None if tls_ca is None else tls_ca.read_bytes()
-    except OSError as error:
-        raise InvalidSettingsError(f"{tls_ca} cannot be read: {error.strerror}") from error
+    authority, certificate, key = (None if file is None else _read(file) for file in files)
+    if (certificate is None) != (key is None):
+        raise InvalidSettingsError(
+            "a certificate and its key belong together", hint="Give both files, or neither."
+        )
+    in_the_clear = authority is None and certificate is None and is_loopback(host)
     scheme = "grpc" if in_the_clear else "grpc+tls"
-    with fl.connect(f"{scheme}://{address}", tls_root_certs=authority) as client:
+    options = {"tls_root_certs": authority, "cert_chain": certificate, "private_key": key}
+    with fl.connect(f"{scheme}://{address}", **options) as client:
         yield client
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise InvalidSettingsError(f"{file} cannot be read: {error.strerror}") from error
 
 
 @contextmanager

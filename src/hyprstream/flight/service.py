@@ -25,8 +25,8 @@ from hyprstream.flight.protocol import pack, plain, unpack
 from hyprstream.flight.schemas import fixed_schema
 from hyprstream.flight.statements import Statements
 from hyprstream.refs import is_loopback
-from hyprstream.runtime.warehouse.execution import Execution
-from hyprstream.runtime.warehouse.warehouse import Warehouse
+from hyprstream.runtime.warehouse.execution import Execution, Transaction
+from hyprstream.runtime.warehouse.tenants import Warehouses
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,11 +45,16 @@ class Tls:
 
 
 class FlightService(fl.FlightServerBase):  # type: ignore[misc]  # pyarrow has no types
-    """Serves a warehouse. `serve` blocks; `close` from another thread ends it."""
+    """Serves warehouses, on threads of its own, until it is closed.
+
+    Attributes:
+        scheme: Of its address: `grpc`, or `grpc+tls`.
+        shown_host: Where it listens, as addresses write it.
+    """
 
     def __init__(
         self,
-        warehouse: Warehouse,
+        warehouses: Warehouses,
         *,
         host: str = "127.0.0.1",
         port: int = 0,
@@ -59,7 +64,7 @@ class FlightService(fl.FlightServerBase):  # type: ignore[misc]  # pyarrow has n
         """Listen.
 
         Args:
-            warehouse: What is served; it stays open when the service is closed.
+            warehouses: What is served; they stay open when the service is closed.
             host: Where to listen.
             port: Where to listen; 0 takes a free one, see the attribute `port`.
             gate: Knows the keys; None lets everybody in, on this machine only.
@@ -69,24 +74,18 @@ class FlightService(fl.FlightServerBase):  # type: ignore[misc]  # pyarrow has n
             InvalidSettingsError: Others could reach it without a key, or overhear them; or
                 the address cannot be had.
         """
-        if not is_loopback(host) and (gate is None or tls is None):
-            raise InvalidSettingsError(
-                f"{host} can be reached by others: a service there needs keys and TLS",
-                hint="Listen on 127.0.0.1, or set both up.",
-            )
+        self.shown_host = f"[{host}]" if ":" in host else host
+        check_guarded(self.shown_host, has_keys=gate is not None, has_tls=tls is not None)
         hide_tracebacks()
-        self._warehouse = warehouse
+        self._warehouses = warehouses
         self._handles = Handles()
         self._sessions = Sessions(gate, self._handles.end_session)
-        self._statements = Statements(warehouse, self._handles)
-        self._actions = Actions(warehouse, self._handles, self._statements, self._sessions)
-        self._metadata = Metadata(warehouse)
-        self._plain = Plain(warehouse)
-        scheme = "grpc" if tls is None else "grpc+tls"
-        shown = f"[{host}]" if ":" in host else host
+        self._statements = Statements(warehouses, self._handles)
+        self._actions = Actions(warehouses, self._handles, self._statements, self._sessions)
+        self.scheme = "grpc" if tls is None else "grpc+tls"
         try:
             super().__init__(
-                f"{scheme}://{shown}:{port}",
+                f"{self.scheme}://{self.shown_host}:{port}",
                 auth_handler=OpenHandshake(),
                 middleware={"sessions": self._sessions},
                 **_tls_options(tls),
@@ -94,11 +93,13 @@ class FlightService(fl.FlightServerBase):  # type: ignore[misc]  # pyarrow has n
         except (OSError, pa.ArrowException) as error:
             self._handles.close()
             raise InvalidSettingsError(
-                f"{shown}:{port} cannot be listened on: {error}", hint="Choose another port."
+                f"{self.shown_host}:{port} cannot be listened on: {error}",
+                hint="Choose another port.",
             ) from error
 
     def close(self) -> None:
         """Stop listening, end what runs."""
+        self._handles.cancel_all()
         self.shutdown()
         self._handles.close()
 
@@ -150,13 +151,11 @@ class FlightService(fl.FlightServerBase):  # type: ignore[misc]  # pyarrow has n
         session = _session(context)
         found = unpack(ticket.ticket)
         if found is None:
-            table = self._plain.table(ticket.ticket)
+            table = self._plain(session).table(ticket.ticket)
             return fl.GeneratorStream(streamed_schema(table), batches_of(table))
         name, command = found
         if fixed_schema(name, command) is not None:
-            transaction = self._handles.of_session(session)
-            can_write = session.caller.can_write
-            table = self._metadata.answer(name, command, transaction, can_write=can_write)
+            table = self._told(session, name, command, self._handles.of_session(session))
             return fl.RecordBatchStream(table)
         if name != "TicketStatementQuery":
             raise UnsupportedError(f"{name} is no ticket")
@@ -172,7 +171,7 @@ class FlightService(fl.FlightServerBase):  # type: ignore[misc]  # pyarrow has n
         session = _session(context)
         found = _command(descriptor)
         if found is None:
-            num_rows = self._plain.put(session.caller, descriptor.path or [], reader)
+            num_rows = self._plain(session).put(session.caller, descriptor.path or [], reader)
             writer.write(json.dumps({"rows": num_rows}).encode())
             return
         name, command = found
@@ -189,8 +188,7 @@ class FlightService(fl.FlightServerBase):  # type: ignore[misc]  # pyarrow has n
     @guarded
     def do_exchange(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
         """Embed texts as they come."""
-        _session(context)
-        self._plain.exchange(descriptor.command or b"", reader, writer)
+        self._plain(_session(context)).exchange(descriptor.command or b"", reader, writer)
 
     @override
     @guarded
@@ -216,8 +214,7 @@ class FlightService(fl.FlightServerBase):  # type: ignore[misc]  # pyarrow has n
             "include_schema": False,
         }
         command |= {"table_name_filter_pattern": None, "table_types": []}
-        can_write = session.caller.can_write
-        tables = self._metadata.answer("CommandGetTables", command, None, can_write=can_write)
+        tables = self._told(session, "CommandGetTables", command, None)
         infos = []
         for row in tables.to_pylist():
             path = fl.FlightDescriptor.for_path(row["db_schema_name"], row["table_name"])
@@ -236,19 +233,46 @@ class FlightService(fl.FlightServerBase):  # type: ignore[misc]  # pyarrow has n
 
     def _plain_info(self, session: Session, descriptor: Any) -> Any:
         if not descriptor.path:
-            table = self._plain.table(descriptor.command or b"")
+            table = self._plain(session).table(descriptor.command or b"")
             return _info(streamed_schema(table), descriptor, descriptor.command, table.num_rows)
         return self._started(descriptor, self._statements.start(session, _select(descriptor), None))
 
     def _plain_schema(self, session: Session, descriptor: Any) -> pa.Schema:
         if not descriptor.path:
-            return streamed_schema(self._plain.table(descriptor.command or b""))
+            return streamed_schema(self._plain(session).table(descriptor.command or b""))
         return self._statements.describe(session, _select(descriptor), None).schema
+
+    def _plain(self, session: Session) -> Plain:
+        return Plain(self._warehouses.of(session.caller))
+
+    def _told(
+        self,
+        session: Session,
+        name: str,
+        command: dict[str, Any],
+        transaction: Transaction | None,
+    ) -> pa.Table:
+        caller = session.caller
+        metadata = Metadata(self._warehouses.of(caller))
+        return metadata.answer(name, command, transaction, can_write=caller.can_write)
 
     def _started(self, descriptor: Any, execution: Execution) -> Any:
         handle = self._handles.keep(execution)
         ticket = pack("TicketStatementQuery", statement_handle=handle)
         return _info(execution.schema, descriptor, ticket)
+
+
+def check_guarded(host: str, *, has_keys: bool, has_tls: bool) -> None:
+    """Refuse an address beyond this machine without keys, or in the clear.
+
+    Raises:
+        InvalidSettingsError: Others could reach it without a key, or overhear them.
+    """
+    if not is_loopback(host) and not (has_keys and has_tls):
+        raise InvalidSettingsError(
+            f"{host} can be reached by others: Flight needs keys and TLS there",
+            hint="Listen on 127.0.0.1, or set both up.",
+        )
 
 
 def _session(context: Any) -> Session:

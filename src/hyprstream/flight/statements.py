@@ -12,7 +12,8 @@ from hyprstream.flight.protobuf import Message
 from hyprstream.runtime.warehouse.execution import Execution
 from hyprstream.runtime.warehouse.ingest import Ingest
 from hyprstream.runtime.warehouse.parameters import Row, parameter_rows
-from hyprstream.runtime.warehouse.warehouse import Description, Warehouse
+from hyprstream.runtime.warehouse.tenants import Warehouses
+from hyprstream.runtime.warehouse.warehouse import Description
 
 # TableDefinitionOptions: number on the wire -> what to do.
 _IF_MISSING: Mapping[int, Literal["create", "fail"]] = {0: "create", 1: "create", 2: "fail"}
@@ -27,8 +28,8 @@ _IF_EXISTS: Mapping[int, Literal["append", "replace", "fail"]] = {
 class Statements:
     """Runs what clients send, for their sessions."""
 
-    def __init__(self, warehouse: Warehouse, handles: Handles) -> None:
-        self._warehouse = warehouse
+    def __init__(self, warehouses: Warehouses, handles: Handles) -> None:
+        self._warehouses = warehouses
         self._handles = handles
 
     def start(
@@ -39,7 +40,7 @@ class Statements:
         rows: list[Row | None] | None = None,
     ) -> Execution:
         """Start a statement."""
-        return self._warehouse.start(
+        return self._warehouses.of(session.caller).start(
             session.caller,
             text,
             rows or [None],
@@ -49,7 +50,7 @@ class Statements:
 
     def describe(self, session: Session, text: str, transaction: bytes | None) -> Description:
         """Tell a statement's columns and parameters."""
-        return self._warehouse.describe(
+        return self._warehouses.of(session.caller).describe(
             session.caller,
             text,
             transaction=self._handles.transaction(transaction, session),
@@ -95,11 +96,12 @@ class Statements:
                 self.start(session, prepared.text, transaction, [row]).count() for row in rows
             ]
             return sum(max(count, 0) for count in counts) if len(rows) > 1 else counts[0]
-        own = self._warehouse.begin(session.caller, session.schema)
+        warehouse = self._warehouses.of(session.caller)
+        own = warehouse.begin(session.caller, session.schema)
         total = 0
         try:
             for row in rows:
-                run = self._warehouse.start(
+                run = warehouse.start(
                     session.caller, prepared.text, [row], transaction=own, schema=session.schema
                 )
                 total += max(run.count(), 0)
@@ -127,4 +129,5 @@ class Statements:
         transaction = self._handles.transaction(
             command["transaction_id"], session
         ) or self._handles.of_session(session)
-        return self._warehouse.ingest(session.caller, target, reader.to_reader(), transaction)
+        warehouse = self._warehouses.of(session.caller)
+        return warehouse.ingest(session.caller, target, reader.to_reader(), transaction)

@@ -6,7 +6,7 @@ import signal
 import socket
 import ssl
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from typing import Any
 
 import h11
@@ -24,6 +24,9 @@ from hyprstream.runtime.settings import Settings
 from hyprstream.server.app import build_app
 
 log = logging.getLogger(__name__)
+
+Beside = Callable[[Runtime], AbstractAsyncContextManager[object]]
+"""Serves with a runtime while the context lasts."""
 
 _KEEP_ALIVE_S = 30
 _MAX_HEAD_BYTES = 32_768
@@ -102,12 +105,17 @@ def check_tls(config: ServerConfig) -> None:
         ) from error
 
 
+def _nothing(_runtime: Runtime) -> AbstractAsyncContextManager[object]:
+    return nullcontext()
+
+
 def serve(
     model: Model,
     settings: Settings,
     listening: socket.socket,
     verifier: Verifier | None,
     announce: Callable[[int], None],
+    beside: Beside = _nothing,
 ) -> None:
     """Serve until a signal ends it; answers under way are finished first.
 
@@ -117,12 +125,13 @@ def serve(
         listening: A socket that is bound.
         verifier: Knows the keys; None admits everybody.
         announce: Told the port when requests are taken.
+        beside: What else serves with the runtime, from before that until answers have ended.
 
     Raises:
         KeyboardInterrupt: Ctrl-C ended it, in good order.
         HyprstreamError: It could not begin.
     """
-    ended_by = asyncio.run(_serve(model, settings, listening, verifier, announce))
+    ended_by = asyncio.run(_serve(model, settings, listening, verifier, announce, beside))
     if ended_by == signal.SIGINT:
         raise KeyboardInterrupt
 
@@ -133,8 +142,9 @@ async def _serve(
     listening: socket.socket,
     verifier: Verifier | None,
     announce: Callable[[int], None],
+    beside: Beside,
 ) -> int | None:
-    async with Runtime(model, settings) as runtime:
+    async with Runtime(model, settings) as runtime, beside(runtime):
         server = _Server(uvicorn_config(build_app(runtime, verifier), settings.server))
         server.when_started = lambda: announce(listening.getsockname()[1])
         await server.serve([listening])

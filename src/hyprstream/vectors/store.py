@@ -11,7 +11,7 @@ import re
 import secrets
 import shutil
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,8 +43,16 @@ class VectorStore:
     operation or what it is after it.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, only: Callable[[Stamp], bool] | None = None) -> None:
+        """Take a folder; it is made with the first table.
+
+        Args:
+            folder: Where the tables are.
+            only: Tells from what made its vectors whether a table exists for this store; None
+                is every table.
+        """
         self._folder = folder
+        self._only = only
         self._turn = threading.Lock()
         self._seen: dict[str, VectorTable] = {}
 
@@ -54,7 +62,11 @@ class VectorStore:
             return []
         with storage(self._folder):
             found = [file.parent.name for file in self._folder.glob("*/table.json")]
-        return sorted(name for name in found if _NAME.fullmatch(name))
+        return sorted(name for name in found if _NAME.fullmatch(name) and self._is_shown(name))
+
+    def shows(self, stamp: Stamp) -> bool:
+        """Tell whether tables of such vectors exist for this store."""
+        return self._only is None or self._only(stamp)
 
     def table(self, name: str) -> VectorTable:
         """Return a table as it is now.
@@ -212,14 +224,26 @@ class VectorStore:
                     file.unlink()  # whoever has it mapped keeps it
 
     def _read(self, name: str) -> VectorTable:
+        table = self._described(name)
+        if not self.shows(table.stamp):
+            raise _not_found(name)
+        return table
+
+    def _is_shown(self, name: str) -> bool:
+        if self._only is None:
+            return True
+        try:
+            return self.shows(self._described(name).stamp)
+        except (TableNotFoundError, CorruptVectorsError):
+            return False  # dropped just now, or damaged: nobody can tell whose it is
+
+    def _described(self, name: str) -> VectorTable:
         _check_name(name)
         file = self._folder / name / "table.json"
         try:
             text = file.read_bytes()
         except FileNotFoundError:
-            raise TableNotFoundError(
-                f"no table of vectors is called {name!r}", hint="List them in `vector_tables`."
-            ) from None
+            raise _not_found(name) from None
         except OSError as error:
             raise CorruptVectorsError(file, str(error)) from error
         try:
@@ -249,6 +273,12 @@ def _described(name: str, folder: Path, content: dict[str, Any]) -> VectorTable:
     ):
         raise ValueError("an entry is of another type")
     return VectorTable(name, folder, dim, stamp, segments)
+
+
+def _not_found(name: str) -> TableNotFoundError:
+    return TableNotFoundError(
+        f"no table of vectors is called {name!r}", hint="List them in `vector_tables`."
+    )
 
 
 def _check_name(name: str) -> None:

@@ -1,5 +1,6 @@
 """What the program has, as Arrow tables: copies of the moment in which they are asked for."""
 
+import hashlib
 import json
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
@@ -8,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 
 from hyprstream.catalog.catalog import Catalog
 from hyprstream.errors import CorruptStoreError
+from hyprstream.refs import AdapterName
 from hyprstream.runtime.adapters import Adapters
 from hyprstream.vectors.store import VectorStore
 from hyprstream.vectors.table import VectorTable
@@ -42,10 +45,12 @@ _VECTOR_TABLES = pa.schema(
         *(("model", _TEXT), ("adapter", _TEXT), ("version", _TEXT), ("pooling", _TEXT)),
     ]
 )
+# Who knows the id of an answer may say what they think of it: it is shown as its hash.
+_SOURCE = "CASE WHEN source LIKE 'sent-%' THEN source ELSE sha256(source) END"
 _JOURNAL: Mapping[str, tuple[str, pa.Schema]] = {
     "samples": (
-        "SELECT id, adapter, source, at, json_array_length(tokens), weight, held_out, fate "
-        "FROM samples ORDER BY id",
+        f"SELECT id, adapter, {_SOURCE}, at, json_array_length(tokens), "  # noqa: S608 - constant
+        "weight, held_out, fate FROM samples ORDER BY id",
         pa.schema(
             [
                 *(("id", _NUMBER), ("adapter", _TEXT), ("source", _TEXT), ("at", _TIME)),
@@ -66,8 +71,8 @@ _JOURNAL: Mapping[str, tuple[str, pa.Schema]] = {
         ),
     ),
     "requests": (
-        "SELECT id, adapter, version, at, outcome, prompt_tokens, completion_tokens, feedback "
-        "FROM requests ORDER BY at",
+        "SELECT sha256(id), adapter, version, at, outcome, prompt_tokens, completion_tokens, "
+        "feedback FROM requests ORDER BY at",
         pa.schema(
             [
                 *(("id", _TEXT), ("adapter", _TEXT), ("version", _TEXT), ("at", _TIME)),
@@ -76,6 +81,13 @@ _JOURNAL: Mapping[str, tuple[str, pa.Schema]] = {
             ]
         ),
     ),
+}
+
+# The column that says whose a row is; a table that is not here is shown to nobody limited.
+_ADAPTER_IN: Mapping[str, str | None] = {
+    "models": None,
+    "adapters": "name",
+    **dict.fromkeys(("versions", "moves", "vector_tables", *_JOURNAL), "adapter"),
 }
 
 
@@ -91,6 +103,27 @@ def live_tables(
         "vector_tables": lambda: vector_tables(vectors),
         **{name: _from_journal(journal_file, name) for name in _JOURNAL},
     }
+
+
+def visible(sources: Mapping[str, Source], adapters: frozenset[AdapterName]) -> dict[str, Source]:
+    """Return the same tables with the rows of some adapters alone.
+
+    Rows that are of no adapter, such as requests to the base model, are not among them; models
+    are of everybody.
+    """
+    return {name: _visible(source, _ADAPTER_IN[name], adapters) for name, source in sources.items()}
+
+
+def _visible(source: Source, column: str | None, adapters: frozenset[AdapterName]) -> Source:
+    if column is None:
+        return source
+    names = pa.array(sorted(adapters), pa.utf8())
+
+    def read() -> pa.Table:
+        table = source()
+        return table.filter(pa.compute.is_in(table[column], names))
+
+    return read
 
 
 def vector_rows(table: VectorTable) -> pa.Table:
@@ -188,6 +221,7 @@ def _from_journal(file: Path, name: str) -> Source:
             # Beside the process that writes: a reader of its own, which changes nothing.
             journal = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)
             try:
+                journal.create_function("sha256", 1, _sha256, deterministic=True)
                 rows = journal.execute(query).fetchall()
             finally:
                 journal.close()
@@ -198,6 +232,10 @@ def _from_journal(file: Path, name: str) -> Source:
         return pa.Table.from_arrays(arrays, schema=schema)
 
     return read
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
