@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     )
     from hyprstream.runtime.adapter_records import AdapterDiff, AdapterInfo, Committed
     from hyprstream.runtime.adapters import Adapters, open_adapters
+    from hyprstream.runtime.coverage import AdapterCoverage, adapter_coverage
     from hyprstream.runtime.device import set_threads
     from hyprstream.runtime.enrolment import learner_of
     from hyprstream.runtime.environment import Check, environment_report
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from hyprstream.runtime.training_records import Evaluated, Trained, TrainingPlan
     from hyprstream.store.records import Adapter, Collected, Move, Note
     from hyprstream.train.augment import AugmentConfig
+    from hyprstream.train.buffer import Owner
     from hyprstream.train.curriculum import CurriculumConfig
     from hyprstream.train.dataset import DataConfig
     from hyprstream.train.run import Point, TrainingProgress
@@ -74,6 +76,7 @@ _HOMES = {
     "Account": "hyprstream.runtime.accounts",
     "Accounts": "hyprstream.runtime.accounts",
     "Adapter": "hyprstream.store.records",
+    "AdapterCoverage": "hyprstream.runtime.coverage",
     "AdapterDiff": "hyprstream.runtime.adapter_records",
     "AdapterInfo": "hyprstream.runtime.adapter_records",
     "Adapters": "hyprstream.runtime.adapters",
@@ -110,6 +113,7 @@ _HOMES = {
     "Move": "hyprstream.store.records",
     "Note": "hyprstream.store.records",
     "Offer": "hyprstream.catalog.offer",
+    "Owner": "hyprstream.train.buffer",
     "Point": "hyprstream.train.run",
     "Policies": "hyprstream.runtime.policy",
     "Progress": "hyprstream.catalog.card",
@@ -132,6 +136,7 @@ _HOMES = {
     "TrainingProgress": "hyprstream.train.run",
     "TrainingRun": "hyprstream.runtime.training",
     "Upkeep": "hyprstream.catalog.upkeep",
+    "adapter_coverage": "hyprstream.runtime.coverage",
     "base_model_ref": "hyprstream.runtime.adapted",
     "commit_fresh": "hyprstream.runtime.adapted",
     "conversation": "hyprstream.runtime.samples",
@@ -164,6 +169,7 @@ __all__ = [
     "Account",
     "Accounts",
     "Adapter",
+    "AdapterCoverage",
     "AdapterDiff",
     "AdapterInfo",
     "Adapters",
@@ -200,6 +206,7 @@ __all__ = [
     "Move",
     "Note",
     "Offer",
+    "Owner",
     "Point",
     "Policies",
     "Progress",
@@ -222,6 +229,7 @@ __all__ = [
     "TrainingProgress",
     "TrainingRun",
     "Upkeep",
+    "adapter_coverage",
     "base_model_ref",
     "commit_fresh",
     "conversation",

@@ -6,7 +6,7 @@ one process.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -15,23 +15,30 @@ from typing import Self, TypeVar
 
 from hyprstream.engine.assembly import build_core
 from hyprstream.engine.engine import Engine
-from hyprstream.errors import CacheBusyError, EngineStoppedError
+from hyprstream.errors import CacheBusyError, EngineStoppedError, InvalidRequestError
 from hyprstream.lora.basis import BaseLayers
 from hyprstream.lora.weights import LoraWeights, unpack
-from hyprstream.refs import VersionId
+from hyprstream.refs import AdapterRef, VersionId
+from hyprstream.runtime.adapted import load_adapter
 from hyprstream.runtime.adapters import Adapters, open_adapters
+from hyprstream.runtime.evaluation import Evaluations, measuring
+from hyprstream.runtime.journal_view import view_held_out
 from hyprstream.runtime.live_learning import LiveLearning
 from hyprstream.runtime.model import Model
 from hyprstream.runtime.residence import Residence
 from hyprstream.runtime.settings import Settings, load_settings
 from hyprstream.runtime.text_service import Answered, TextService
+from hyprstream.runtime.training_records import Evaluated
 from hyprstream.store.manifest import check_base
 from hyprstream.store.records import Adapter
+from hyprstream.train.sample import Sample
+from hyprstream.train.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
+_LOOK_S = 1.0  # between looks at whether an engine that is waited for still runs
 _NUM_POOL_THREADS = 4  # templates, tokenizers, the store: short work that would hold up the loop
 
 
@@ -89,8 +96,10 @@ class Runtime:
             if self.learning is not None:
                 # On a thread: what is on its way to the engine comes back over this loop.
                 opened.push_async_callback(asyncio.to_thread, self.learning.close)
+            self._evaluations = Evaluations(None if self.learning is None else self.learning.work)
+            opened.callback(self._evaluations.close)
             opened.push_async_callback(self._engine.stop)
-            self._engine.start(None if self.learning is None else self.learning.work)
+            self._engine.start(self._evaluations if self.generates else None)
             self._residence = (
                 Residence(self._engine, self._resolve, self._pool) if self.generates else None
             )
@@ -144,6 +153,41 @@ class Runtime:
             IncompatibleAdapterError: It was made for another model.
         """
         return await self.in_pool(lambda: self._resolve(ref))
+
+    async def evaluate(
+        self, ref: str, samples: Sequence[Sample] | None = None, *, most: int = 128
+    ) -> Evaluated:
+        """Measure a version and the base model, beside what is served.
+
+        Args:
+            ref: The version.
+            samples: What to measure on; None takes those that are held out for the adapter.
+            most: How many of the latter, the latest.
+
+        Raises:
+            NotFoundError: There is no such version.
+            InvalidRequestError: There is nothing to measure on.
+            QueueFullError: Too many wait to be measured.
+            EngineStoppedError: The engine does not run any more.
+        """
+        loaded = await self.in_pool(lambda: load_adapter(self.adapters, ref, self.model))
+        if samples is None:
+            file, name = self.settings.journal_file, AdapterRef.parse(ref).name
+            samples = await self.in_pool(lambda: view_held_out(file, name, most))
+        if not samples:
+            raise InvalidRequestError(
+                f"nothing is held out for {ref}", hint="Send samples to be measured by."
+            )
+        trainer = Trainer(self.model.decoder)
+        waiting = asyncio.wrap_future(self._evaluations.submit(measuring(trainer, loaded, samples)))
+        try:
+            while not waiting.done():
+                await asyncio.wait([waiting], timeout=_LOOK_S)
+                if self.failure is not None and not waiting.done():
+                    raise EngineStoppedError(str(self.failure), hint=self.failure.hint)
+        finally:
+            waiting.cancel()
+        return waiting.result()
 
     async def compatible_adapters(self) -> list[Adapter]:
         """List the adapters that were made for this model."""

@@ -19,6 +19,7 @@ from hyprstream.runtime.answers import Answers, Part
 from hyprstream.runtime.model import Message, Model
 from hyprstream.runtime.residence import Residence
 from hyprstream.runtime.text import AnswerText
+from hyprstream.train.buffer import NOBODY, Owner
 
 Prompt = str | Sequence[int]
 
@@ -37,12 +38,14 @@ class Caller:
         adapter: Reference of the adapter to answer with; None is the base model.
         salt: Callers share cached prompts only with callers of the same salt.
         may_be_learnt: The caller does not object to being learnt from.
+        owner: Whose words a sample would hold.
     """
 
     id: RequestId = field(default_factory=lambda: RequestId(secrets.token_hex(16)))
     adapter: str | None = None
     salt: str = ""
     may_be_learnt: bool = True
+    owner: Owner = NOBODY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +61,7 @@ class Answered:
         outcome: `stop` where the model ended it itself; else `length`, `stop_string`, `abort`,
             or the code of an error.
         may_be_learnt: The caller does not object.
+        owner: Whose words they are.
     """
 
     id: RequestId
@@ -67,6 +71,7 @@ class Answered:
     answer: tuple[int, ...]
     outcome: str
     may_be_learnt: bool
+    owner: Owner = NOBODY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -317,6 +322,7 @@ class TextService:
                     answer=text.token_ids,
                     outcome=error or ended,
                     may_be_learnt=caller.may_be_learnt,
+                    owner=caller.owner,
                 )
             )
 

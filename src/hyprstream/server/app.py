@@ -17,13 +17,14 @@ from hyprstream.server.access import Guard, Route
 from hyprstream.server.errors import answer_error
 from hyprstream.server.metrics import Metrics
 from hyprstream.server.middleware import REQUEST_ID, Gate
-from hyprstream.server.routes import adapters, chat, learning, models, service, texts
+from hyprstream.server.routes import adapters, chat, learning, models, samples, service, texts
 from hyprstream.server.state import ServerState
 
 ROUTES: Sequence[Route] = (
     *chat.ROUTES,
     *texts.ROUTES,
     *models.ROUTES,
+    *samples.ROUTES,
     *adapters.ROUTES,
     *learning.ROUTES,
     *service.ROUTES,

@@ -84,13 +84,13 @@ def error_body(status: int, message: str, *, code: str, param: str | None = None
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def api_error(error: HyprstreamError) -> ApiError:
+def api_error(error: HyprstreamError, *, param: str | None = None) -> ApiError:
     """Turn an error of ours into an answer.
 
     What concerns the inside of the server is told by its kind alone; the log has the rest.
     """
     status, code = error.http_status, error.code
-    param, headers = None, {}
+    headers = {}
     if isinstance(error, (QueueFullError, RateLimitedError)):
         status = 429
     if status in (429, 503):

@@ -10,6 +10,7 @@ from starlette.requests import Request
 
 from hyprstream.errors import InvalidReferenceError
 from hyprstream.refs import AdapterRef, ModelRef, RequestId
+from hyprstream.runtime import Owner
 from hyprstream.runtime.keys import Grant
 from hyprstream.runtime.runtime import Runtime
 from hyprstream.runtime.server_config import ServerConfig
@@ -116,12 +117,18 @@ def new_id(kind: str) -> RequestId:
 
 
 def caller_of(
-    request: Request, kind: str, model: str | None, lora: str | None, *, learn: bool
+    request: Request, kind: str, model: str | None, lora: str | None, *, learn: bool, user: str = ""
 ) -> Caller:
     """Say who asks: the adapter of the path comes before the model of the body."""
     state, grant = state_of(request), grant_of(request)
     adapter = state.adapter(model, grant) if lora is None else str(state.allowed(lora, grant))
-    return Caller(id=new_id(kind), adapter=adapter, salt=grant.id, may_be_learnt=learn)
+    return Caller(
+        id=new_id(kind),
+        adapter=adapter,
+        salt=grant.id,
+        may_be_learnt=learn,
+        owner=Owner(user=user, key=grant.id),
+    )
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:

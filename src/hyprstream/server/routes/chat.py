@@ -31,7 +31,7 @@ async def adapter_chat(request: Request, lora: str, body: ChatRequest) -> Respon
 async def _chat(request: Request, body: ChatRequest, lora: str | None) -> Response:
     state = state_of(request)
     runtime = state.runtime
-    caller = caller_of(request, "chatcmpl", body.model, lora, learn=body.learn)
+    caller = caller_of(request, "chatcmpl", body.model, lora, learn=body.learn, user=body.spoken_by)
     use = body.tool_use(state.config)
     tools, params = use.applied(runtime.model, body.sampling(state.config))
     variables = body.chat_template_kwargs

@@ -80,7 +80,7 @@ async def detokenize(request: Request, body: DetokenizeRequest) -> Response:
 async def _complete(request: Request, body: CompletionRequest, lora: str | None) -> Response:
     state = state_of(request)
     texts = state.runtime.text
-    caller = caller_of(request, "cmpl", body.model, lora, learn=body.learn)
+    caller = caller_of(request, "cmpl", body.model, lora, learn=body.learn, user=body.spoken_by)
     params = body.sampling(state.config)
     start = texts.complete(body.prompts, params, caller, num_answers=body.n)
     if body.stream:
