@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from hyprstream.errors import InvalidRequestError, UnsupportedError
+from hyprstream.flight.adapters import ADAPTER_ACTIONS, AdapterDesk
 from hyprstream.flight.auth import Session, Sessions
 from hyprstream.flight.handles import Handles
 from hyprstream.flight.plain import compact_vectors, drop_vectors
@@ -26,6 +27,7 @@ ACTIONS = (
     ("CloseSession", "Ends a session."),
     ("CompactVectors", 'Joins the files of a table of vectors: {"table": NAME}.'),
     ("DropVectors", 'Removes a table of vectors: {"table": NAME}.'),
+    *ADAPTER_ACTIONS,
 )
 _CANCELLED, _NOT_CANCELLABLE = 1, 3
 _COMMIT, _ROLLBACK = 1, 2
@@ -41,8 +43,14 @@ class Actions:
     """Runs actions for sessions."""
 
     def __init__(
-        self, warehouses: Warehouses, handles: Handles, statements: Statements, sessions: Sessions
+        self,
+        warehouses: Warehouses,
+        handles: Handles,
+        statements: Statements,
+        sessions: Sessions,
+        adapters: AdapterDesk,
     ) -> None:
+        self._adapters = adapters
         self._warehouses = warehouses
         self._handles = handles
         self._statements = statements
@@ -67,6 +75,8 @@ class Actions:
         Raises:
             UnsupportedError: There is no such action.
         """
+        if self._adapters.knows(kind):
+            return self._adapters.run(session.caller, kind, body)
         if kind not in self._known:
             raise UnsupportedError(
                 f"there is no action {kind!r}", hint="ListActions tells which there are."

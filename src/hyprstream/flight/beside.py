@@ -6,9 +6,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from hyprstream.flight.auth import Gate
-from hyprstream.flight.service import FlightService, Tls, check_guarded
+from hyprstream.flight.listening import Tls, check_guarded
+from hyprstream.flight.service import FlightService
 from hyprstream.runtime.runtime import Runtime
 from hyprstream.runtime.server_config import ServerConfig
+from hyprstream.runtime.warehouse.desk import Desk
 from hyprstream.runtime.warehouse.served import ServedBrain
 from hyprstream.runtime.warehouse.tenants import open_warehouses
 
@@ -39,7 +41,12 @@ async def flight_beside(
     )
     try:
         service = FlightService(
-            warehouses, host=config.host, port=config.flight_port, gate=gate, tls=tls
+            warehouses,
+            host=config.host,
+            port=config.flight_port,
+            gate=gate,
+            tls=tls,
+            desk=Desk(runtime, loop),
         )
         try:
             announce(f"{service.scheme}://{service.shown_host}:{service.port}")

@@ -6,8 +6,6 @@ before version 26: one per process.
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -16,32 +14,19 @@ from typing_extensions import override
 
 from hyprstream.errors import InvalidSettingsError, NotFoundError, UnsupportedError
 from hyprstream.flight.actions import ACTIONS, Actions
+from hyprstream.flight.adapters import SAMPLES, AdapterDesk
 from hyprstream.flight.auth import Gate, OpenHandshake, Session, Sessions
 from hyprstream.flight.failures import guarded, hide_tracebacks, status_of
 from hyprstream.flight.handles import Handles
+from hyprstream.flight.listening import Tls, check_guarded, tls_options
 from hyprstream.flight.metadata import Metadata
 from hyprstream.flight.plain import Plain, batches_of, streamed_schema
 from hyprstream.flight.protocol import pack, plain, unpack
 from hyprstream.flight.schemas import fixed_schema
 from hyprstream.flight.statements import Statements
-from hyprstream.refs import is_loopback
+from hyprstream.runtime.warehouse.desk import Desk
 from hyprstream.runtime.warehouse.execution import Execution, Transaction
 from hyprstream.runtime.warehouse.tenants import Warehouses
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tls:
-    """How the service proves who it is, and clients who they are.
-
-    Attributes:
-        certificate: File with its certificate chain, PEM.
-        key: File with its private key, PEM.
-        client_ca: File with the authorities of clients; None asks clients for no certificate.
-    """
-
-    certificate: Path
-    key: Path
-    client_ca: Path | None = None
 
 
 class FlightService(fl.FlightServerBase):  # type: ignore[misc]  # pyarrow has no types
@@ -60,6 +45,7 @@ class FlightService(fl.FlightServerBase):  # type: ignore[misc]  # pyarrow has n
         port: int = 0,
         gate: Gate | None = None,
         tls: Tls | None = None,
+        desk: Desk | None = None,
     ) -> None:
         """Listen.
 
@@ -69,6 +55,7 @@ class FlightService(fl.FlightServerBase):  # type: ignore[misc]  # pyarrow has n
             port: Where to listen; 0 takes a free one, see the attribute `port`.
             gate: Knows the keys; None lets everybody in, on this machine only.
             tls: None speaks in the clear, on this machine only.
+            desk: Takes samples, and what is asked about adapters; None where there is no runtime.
 
         Raises:
             InvalidSettingsError: Others could reach it without a key, or overhear them; or
@@ -80,15 +67,18 @@ class FlightService(fl.FlightServerBase):  # type: ignore[misc]  # pyarrow has n
         self._warehouses = warehouses
         self._handles = Handles()
         self._sessions = Sessions(gate, self._handles.end_session)
-        self._statements = Statements(warehouses, self._handles)
-        self._actions = Actions(warehouses, self._handles, self._statements, self._sessions)
+        self._adapters = AdapterDesk(desk)
+        self._statements = Statements(warehouses, self._handles, self._adapters)
+        self._actions = Actions(
+            warehouses, self._handles, self._statements, self._sessions, self._adapters
+        )
         self.scheme = "grpc" if tls is None else "grpc+tls"
         try:
             super().__init__(
                 f"{self.scheme}://{self.shown_host}:{port}",
                 auth_handler=OpenHandshake(),
                 middleware={"sessions": self._sessions},
-                **_tls_options(tls),
+                **tls_options(tls),
             )
         except (OSError, pa.ArrowException) as error:
             self._handles.close()
@@ -171,8 +161,7 @@ class FlightService(fl.FlightServerBase):  # type: ignore[misc]  # pyarrow has n
         session = _session(context)
         found = _command(descriptor)
         if found is None:
-            num_rows = self._plain(session).put(session.caller, descriptor.path or [], reader)
-            writer.write(json.dumps({"rows": num_rows}).encode())
+            writer.write(json.dumps(self._put(session, descriptor.path or [], reader)).encode())
             return
         name, command = found
         if name == "CommandPreparedStatementQuery":
@@ -231,6 +220,13 @@ class FlightService(fl.FlightServerBase):  # type: ignore[misc]  # pyarrow has n
             return self._statements.ingest(session, command, reader)
         raise UnsupportedError(f"{name} is not served")
 
+    def _put(self, session: Session, path: list[bytes], reader: Any) -> dict[str, Any]:
+        if len(path) == 2 and path[0] == SAMPLES.encode():
+            adapter = path[1].decode(errors="replace")
+            taken = self._adapters.put(session.caller, adapter, reader.to_reader())
+            return {"rows": taken.rows, "source": taken.source, "counts": dict(taken.counts)}
+        return {"rows": self._plain(session).put(session.caller, path, reader)}
+
     def _plain_info(self, session: Session, descriptor: Any) -> Any:
         if not descriptor.path:
             table = self._plain(session).table(descriptor.command or b"")
@@ -262,19 +258,6 @@ class FlightService(fl.FlightServerBase):  # type: ignore[misc]  # pyarrow has n
         return _info(execution.schema, descriptor, ticket)
 
 
-def check_guarded(host: str, *, has_keys: bool, has_tls: bool) -> None:
-    """Refuse an address beyond this machine without keys, or in the clear.
-
-    Raises:
-        InvalidSettingsError: Others could reach it without a key, or overhear them.
-    """
-    if not is_loopback(host) and not (has_keys and has_tls):
-        raise InvalidSettingsError(
-            f"{host} can be reached by others: Flight needs keys and TLS there",
-            hint="Listen on 127.0.0.1, or set both up.",
-        )
-
-
 def _session(context: Any) -> Session:
     session = context.get_middleware("sessions").session
     assert isinstance(session, Session), "every call passes `Sessions`"
@@ -303,22 +286,3 @@ def _reading(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         yield from batches
     except Exception as error:  # noqa: BLE001  # whatever it is, the client gets a status
         raise status_of(error) from None
-
-
-def _tls_options(tls: Tls | None) -> dict[str, Any]:
-    if tls is None:
-        return {}
-    options: dict[str, Any] = {
-        "tls_certificates": [(_read(tls.certificate), _read(tls.key))],
-        "verify_client": tls.client_ca is not None,
-    }
-    if tls.client_ca is not None:
-        options["root_certificates"] = _read(tls.client_ca)
-    return options
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise InvalidSettingsError(f"{file} cannot be read: {error.strerror}") from error

@@ -5,7 +5,8 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from hyprstream.errors import InvalidRequestError, UnsupportedError
+from hyprstream.errors import InvalidRequestError, UnavailableError, UnsupportedError
+from hyprstream.flight.adapters import SAMPLES, AdapterDesk
 from hyprstream.flight.auth import Session
 from hyprstream.flight.handles import Handles, Prepared
 from hyprstream.flight.protobuf import Message
@@ -28,9 +29,10 @@ _IF_EXISTS: Mapping[int, Literal["append", "replace", "fail"]] = {
 class Statements:
     """Runs what clients send, for their sessions."""
 
-    def __init__(self, warehouses: Warehouses, handles: Handles) -> None:
+    def __init__(self, warehouses: Warehouses, handles: Handles, adapters: AdapterDesk) -> None:
         self._warehouses = warehouses
         self._handles = handles
+        self._adapters = adapters
 
     def start(
         self,
@@ -113,6 +115,8 @@ class Statements:
 
     def ingest(self, session: Session, command: Message, reader: Any) -> int:
         """Add rows to a table, as `CommandStatementIngest` says."""
+        if command["schema"] == SAMPLES:
+            return self._samples(session, command["table"], reader)
         options = command["table_definition_options"] or {"if_not_exist": 0, "if_exists": 0}
         try:
             target = Ingest(
@@ -131,3 +135,13 @@ class Statements:
         ) or self._handles.of_session(session)
         warehouse = self._warehouses.of(session.caller)
         return warehouse.ingest(session.caller, target, reader.to_reader(), transaction)
+
+    def _samples(self, session: Session, adapter: str, reader: Any) -> int:
+        """Take samples for an adapter; return how many were kept."""
+        taken = self._adapters.put(session.caller, adapter, reader.to_reader())
+        if num_left := taken.counts.get("full", 0):
+            raise UnavailableError(
+                f"there is no room for {num_left} samples; {taken.num_kept} were kept",
+                hint="Let the adapter learn, then send the rest.",
+            )
+        return taken.num_kept

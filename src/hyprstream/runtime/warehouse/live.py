@@ -4,6 +4,7 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from hyprstream.catalog.catalog import Catalog
 from hyprstream.errors import CorruptStoreError
 from hyprstream.refs import AdapterName
 from hyprstream.runtime.adapters import Adapters
+from hyprstream.runtime.settings import Settings
+from hyprstream.runtime.warehouse.runs import events, training_runs
 from hyprstream.vectors.store import VectorStore
 from hyprstream.vectors.table import VectorTable
 
@@ -35,7 +38,7 @@ _VERSIONS = pa.schema(
     [
         *(("adapter", _TEXT), ("version", _TEXT), ("parent", _TEXT), ("base", _TEXT)),
         *(("kinds", _TEXT), ("codec", _TEXT), ("size_bytes", _NUMBER), ("created_at", _TIME)),
-        ("metrics", _TEXT),
+        *(("metrics", _TEXT), ("made_by", _TEXT)),
     ]
 )
 _MOVES = pa.schema([("adapter", _TEXT), ("at", _TIME), ("action", _TEXT), ("version", _TEXT)])
@@ -87,15 +90,18 @@ _JOURNAL: Mapping[str, tuple[str, pa.Schema]] = {
 _ADAPTER_IN: Mapping[str, str | None] = {
     "models": None,
     "adapters": "name",
-    **dict.fromkeys(("versions", "moves", "vector_tables", *_JOURNAL), "adapter"),
+    **dict.fromkeys(
+        ("versions", "moves", "vector_tables", "training_runs", "events", *_JOURNAL), "adapter"
+    ),
 }
 
 
 def live_tables(
-    catalog: Catalog, adapters: Adapters, vectors: VectorStore, journal_file: Path
+    settings: Settings, catalog: Catalog, adapters: Adapters, vectors: VectorStore
 ) -> dict[str, Source]:
     """Return how to make each table of the schema `live.main`."""
-    return {
+    journal_file = settings.journal_file
+    tables: dict[str, Source] = {
         "models": lambda: _models(catalog),
         "adapters": lambda: _adapters(adapters),
         "versions": lambda: _versions(adapters),
@@ -103,6 +109,11 @@ def live_tables(
         "vector_tables": lambda: vector_tables(vectors),
         **{name: _from_journal(journal_file, name) for name in _JOURNAL},
     }
+    tables["training_runs"] = training_runs(
+        adapters, settings.training_folder, tables["versions"], tables["decisions"]
+    )
+    tables["events"] = events(tables["moves"], tables["decisions"], tables["requests"])
+    return tables
 
 
 def visible(sources: Mapping[str, Source], adapters: frozenset[AdapterName]) -> dict[str, Source]:
@@ -184,7 +195,8 @@ def _versions(adapters: Adapters) -> pa.Table:
     rows = []
     for adapter in adapters.list():
         moves = adapters.history(adapter.name)
-        for version in dict.fromkeys(move.version for move in moves):
+        known = [move.version for move in moves], adapters.tags(adapter.name).values()
+        for version in dict.fromkeys(chain(*known)):
             manifest = adapters.manifest(version)
             rows.append(
                 {
@@ -197,6 +209,7 @@ def _versions(adapters: Adapters) -> pa.Table:
                     "size_bytes": manifest.payload.size_bytes,
                     "created_at": manifest.created,
                     "metrics": json.dumps(dict(manifest.metrics)),
+                    "made_by": manifest.provenance.get("made_by"),
                 }
             )
     return pa.Table.from_pylist(rows, schema=_VERSIONS)

@@ -143,7 +143,7 @@ def open_warehouses(
             folder / f"{caller.name}.duckdb" if caller.can_write else None,
             vectors,
             config=settings.sql,
-            live=visible(live_tables(catalog, adapters, vectors, settings.journal_file), names),
+            live=visible(live_tables(settings, catalog, adapters, vectors), names),
             brain=None if brain is None else LimitedBrain(brain, names),
         )
 
@@ -152,7 +152,7 @@ def open_warehouses(
         settings.sql_folder / "tables.duckdb",
         vectors,
         config=settings.sql,
-        live=live_tables(catalog, adapters, vectors, settings.journal_file),
+        live=live_tables(settings, catalog, adapters, vectors),
         brain=brain_of(""),
     )
     return Warehouses(whole, part)
