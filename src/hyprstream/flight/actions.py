@@ -1,4 +1,4 @@
-"""The actions of Flight SQL and of Flight, and two of ours."""
+"""The actions of Flight SQL and of Flight, and those of ours on tables of vectors."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -8,7 +8,7 @@ from hyprstream.errors import InvalidRequestError, UnsupportedError
 from hyprstream.flight.adapters import ADAPTER_ACTIONS, AdapterDesk
 from hyprstream.flight.auth import Session, Sessions
 from hyprstream.flight.handles import Handles
-from hyprstream.flight.plain import compact_vectors, drop_vectors
+from hyprstream.flight.plain import compact_vectors, drop_vectors, index_vectors
 from hyprstream.flight.protobuf import Message
 from hyprstream.flight.protocol import pack, plain, read, unpack
 from hyprstream.flight.statements import Statements
@@ -26,6 +26,7 @@ ACTIONS = (
     ("GetSessionOptions", "Tells the options of a session."),
     ("CloseSession", "Ends a session."),
     ("CompactVectors", 'Joins the files of a table of vectors: {"table": NAME}.'),
+    ("IndexVectors", 'Indexes a large table of vectors: {"table": NAME}.'),
     ("DropVectors", 'Removes a table of vectors: {"table": NAME}.'),
     *ADAPTER_ACTIONS,
 )
@@ -66,6 +67,7 @@ class Actions:
             "GetSessionOptions": self._get_options,
             "CloseSession": self._close_session,
             "CompactVectors": self._compact,
+            "IndexVectors": self._index,
             "DropVectors": self._drop,
         }
 
@@ -178,6 +180,11 @@ class Actions:
         warehouse = self._warehouses.of(session.caller)
         num_files = compact_vectors(warehouse, session.caller, _table_name(body))
         return [json.dumps({"files": num_files}).encode()]
+
+    def _index(self, session: Session, body: bytes) -> list[bytes]:
+        warehouse = self._warehouses.of(session.caller)
+        found = index_vectors(warehouse, session.caller, _table_name(body))
+        return [json.dumps(found).encode()]
 
     def _drop(self, session: Session, body: bytes) -> list[bytes]:
         drop_vectors(self._warehouses.of(session.caller), session.caller, _table_name(body))

@@ -46,6 +46,7 @@ _VECTOR_TABLES = pa.schema(
     [
         *(("name", _TEXT), ("dim", _NUMBER), ("num_rows", _NUMBER), ("size_bytes", _NUMBER)),
         *(("model", _TEXT), ("adapter", _TEXT), ("version", _TEXT), ("pooling", _TEXT)),
+        *(("num_indexed", _NUMBER), ("recall", _REAL)),
     ]
 )
 # Who knows the id of an answer may say what they think of it: it is shown as its hash.
@@ -157,6 +158,8 @@ def vector_tables(vectors: VectorStore) -> pa.Table:
             "num_rows": len(table),
             "size_bytes": table.size_bytes,
             **table.stamp.plain(),
+            "num_indexed": 0 if table.index is None else table.index.num_rows,
+            "recall": None if table.index is None else table.index.recall,
         }
         for table in tables
     ]

@@ -18,6 +18,7 @@ from hyprstream.runtime.model import Model
 from hyprstream.runtime.models import open_catalog
 from hyprstream.runtime.settings import Settings
 from hyprstream.runtime.warehouse.brain import Brain, Embedded, ModelBrain
+from hyprstream.runtime.warehouse.indexer import Indexer
 from hyprstream.runtime.warehouse.live import live_tables, visible
 from hyprstream.runtime.warehouse.warehouse import Caller, Warehouse
 from hyprstream.vectors.store import VectorStore
@@ -32,9 +33,16 @@ class Warehouses:
     Args:
         whole: For callers without limits.
         part: Makes one that shows a limited caller what they may see.
+        indexer: What they share; closed with them.
     """
 
-    def __init__(self, whole: Warehouse, part: Callable[[Caller], Warehouse]) -> None:
+    def __init__(
+        self,
+        whole: Warehouse,
+        part: Callable[[Caller], Warehouse],
+        indexer: Indexer | None = None,
+    ) -> None:
+        self._indexer = indexer
         self._whole = whole
         self._part = part
         self._turn = threading.Lock()
@@ -75,6 +83,8 @@ class Warehouses:
                 warehouse.close()
             self._parts.clear()
         self._whole.close()
+        if self._indexer is not None:
+            self._indexer.close()
 
 
 class LimitedBrain:
@@ -132,6 +142,7 @@ def open_warehouses(
             return shared
 
     catalog = open_catalog(settings)
+    indexer = Indexer() if settings.sql.index else None
 
     def part(caller: Caller) -> Warehouse:
         names = caller.adapters
@@ -145,6 +156,7 @@ def open_warehouses(
             config=settings.sql,
             live=visible(live_tables(settings, catalog, adapters, vectors), names),
             brain=None if brain is None else LimitedBrain(brain, names),
+            indexer=indexer,
         )
 
     vectors = VectorStore(settings.vectors_folder)
@@ -154,8 +166,9 @@ def open_warehouses(
         config=settings.sql,
         live=live_tables(settings, catalog, adapters, vectors),
         brain=brain_of(""),
+        indexer=indexer,
     )
-    return Warehouses(whole, part)
+    return Warehouses(whole, part, indexer)
 
 
 def made_with(adapters: frozenset[AdapterName]) -> Callable[[Stamp], bool]:

@@ -20,6 +20,7 @@ from hyprstream.runtime.warehouse.database import Database
 from hyprstream.runtime.warehouse.execution import EMPTY, Execution, Transaction
 from hyprstream.runtime.warehouse.failures import translated
 from hyprstream.runtime.warehouse.functions import functions_of, macros_of
+from hyprstream.runtime.warehouse.indexer import Indexer
 from hyprstream.runtime.warehouse.ingest import VECTORS, Ingest, ingest_rows, ingest_vectors
 from hyprstream.runtime.warehouse.live import Source, vector_rows
 from hyprstream.runtime.warehouse.parameters import Row, nulls, parameter_schema
@@ -76,6 +77,7 @@ class Warehouse:
         config: SqlConfig = SqlConfig(),  # noqa: B008 - frozen
         live: Mapping[str, Source] | None = None,
         brain: Brain | None = None,
+        indexer: Indexer | None = None,
     ) -> None:
         """Open it.
 
@@ -85,12 +87,14 @@ class Warehouse:
             config: Bounds.
             live: Name -> how to make the table of what the program has.
             brain: What embeds and generates.
+            indexer: Sees to indexes of tables that grow; None builds none unasked.
 
         Raises:
             UnavailableError: Another process has the file.
         """
         self.vectors = vectors
         self.brain = brain
+        self._indexer = indexer
         self._live = dict(live or {})
         self._shown: dict[str, VectorTable] = {}
         self._turn = threading.Lock()
@@ -225,6 +229,8 @@ class Warehouse:
         if target.schema == VECTORS:
             count = ingest_vectors(self.vectors, self.brain, target, reader.schema, reader)
             self.refresh(frozenset({target.table}))
+            if self._indexer is not None:
+                self._indexer.look(self.vectors, target.table)
             return count
         if transaction:
             with transaction.turn:
