@@ -8,6 +8,7 @@ from benchmarks import (
     codec,
     download,
     engine,
+    flight,
     forgetting,
     http_layer,
     learning,
@@ -34,6 +35,7 @@ BENCHMARKS = {
     "learning": learning.main,
     "forgetting": forgetting.main,
     "adaptation": adaptation.main,
+    "flight": flight.main,
 }
 
 

@@ -14,7 +14,7 @@ import pyarrow.flight as fl
 import pytest
 
 from hyprstream.errors import InvalidSettingsError, UnavailableError
-from hyprstream.flight.client import query
+from hyprstream.flight.client import Server
 from hyprstream.runtime.keys import KeyFile
 from hyprstream.runtime.server_config import ServerConfig
 from hyprstream.runtime.settings import Settings
@@ -159,8 +159,9 @@ def _check_flight_asks_for_certificates(address, authority, files):
             list(stranger.list_actions())
     text = "SELECT count(*) AS n FROM adapters"
     with pytest.raises(UnavailableError):
-        query(host, text, tls_ca=authority)
-    found = query(host, text, tls_ca=authority, tls_cert=Path(files[0]), tls_key=Path(files[1]))
+        Server(address=host, tls_ca=authority).query(text)
+    server = Server(address=host, tls_ca=authority, tls_cert=Path(files[0]), tls_key=Path(files[1]))
+    found = server.query(text)
     assert found.to_pylist() == [{"n": 2}]
 
 

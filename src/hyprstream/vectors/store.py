@@ -24,9 +24,11 @@ from hyprstream.errors import (
     TableNotFoundError,
 )
 from hyprstream.files import hold, storage, sync_folder, write_atomic
+from hyprstream.vectors.ahead import ahead
 from hyprstream.vectors.description import content_of, described, same
 from hyprstream.vectors.index import IndexEntry, build, extend, has_library
 from hyprstream.vectors.rows import check_columns, check_dim, dim_of, joined, stored_batches
+from hyprstream.vectors.syncing import Syncing
 from hyprstream.vectors.table import Segment, Stamp, VectorTable, stored_schema
 
 INDEX_ROWS = 100_000
@@ -148,8 +150,9 @@ class VectorStore:
                     f"table {name!r} holds vectors of {table.dim} numbers, these have {given}"
                 )
             _check_stamp(table, stamp)
-            rows = stored_batches(batches, table.dim, len(table))
-            segment = self._write_segment(table, rows)
+            with ahead(batches) as coming:
+                rows = stored_batches(coming, table.dim, len(table))
+                segment = self._write_segment(table, rows)
             if segment.num_rows:
                 self._write(self._with(table, [*table.segments, segment]))
         self._compact_if_needed(name)
@@ -267,13 +270,13 @@ class VectorStore:
         file = folder / f"{secrets.token_hex(8)}.arrow"
         num_rows = 0
         try:
-            with storage(folder), file.open("wb") as stream:
+            with storage(folder), file.open("wb") as stream, Syncing(stream.fileno()) as syncing:
                 with pa.ipc.new_file(stream, stored_schema(table.dim)) as writer:
                     for batch in batches:
                         writer.write_batch(batch)
                         num_rows += batch.num_rows
+                        syncing.wrote(batch.nbytes)
                 stream.flush()
-                os.fsync(stream.fileno())
         except BaseException:
             file.unlink(missing_ok=True)
             raise

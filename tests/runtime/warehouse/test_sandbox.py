@@ -95,9 +95,9 @@ HOSTILE = [
     "SELECT string_agg(repeat('x', 1000000), '') FROM range(100000)",
     "SELECT range(1000000000000)",
     "SELECT count(*) FROM range(1000000000000) r(i) GROUP BY i % 1000000007",
-    "SELECT * FROM " + ", ".join(f"range(1000000) r{i}" for i in range(6)) + " ORDER BY ALL",
+    "SELECT * FROM range(1000000) a, range(1000000) b, range(1000000) c ORDER BY ALL",
     "WITH RECURSIVE r AS (SELECT 1 AS i UNION ALL SELECT i + 1 FROM r) SELECT count(*) FROM r",
-    "SELECT " + "-" * 0 + "NOT " * 20_000 + "true",
+    "SELECT " + "NOT " * 20_000 + "true",
     "SELECT " + "[" * 5000 + "]" * 5000,
     "SELECT * FROM " + "(SELECT * FROM " * 2000 + "models" + ")" * 2000,
     "SELECT secret",  # a variable of Python
