@@ -19,9 +19,11 @@ import uvicorn
 from hyprstream.runtime.answers import AnswerDelta
 from hyprstream.runtime.runtime import Runtime
 from hyprstream.runtime.server_config import ServerConfig
+from hyprstream.runtime.settings import Settings
 from hyprstream.runtime.text import Usage
 from hyprstream.server.access import Guard
 from hyprstream.server.app import ROUTES, build_routes
+from hyprstream.server.live import LiveConfig
 from hyprstream.server.metrics import Metrics
 from hyprstream.server.middleware import Gate
 from hyprstream.server.serve import uvicorn_config
@@ -85,14 +87,15 @@ def make_app(steps: Steps, config: ServerConfig) -> Gate:
     async def chat(*_: Any, **__: Any) -> Answers:
         return Answers(steps)
 
+    live = LiveConfig(Settings(server=config))
     fake = SimpleNamespace(text=SimpleNamespace(chat=chat), model=SimpleNamespace(ref="model"))
     metrics = Metrics(num_requests=lambda: 0, num_adapters=lambda: 0)
     routes = build_routes()
     routes.state.server = ServerState(
-        runtime=cast("Runtime", fake), config=config, metrics=metrics, started_at=0
+        runtime=cast("Runtime", fake), live=live, metrics=metrics, started_at=0
     )
     guard = Guard(ROUTES, None, max_concurrent=STREAMS, max_per_minute=0)
-    return Gate(routes, guard=guard, config=config, observe=metrics.request)
+    return Gate(routes, guard=guard, live=live, observe=metrics.request)
 
 
 async def cpu_ms_per_token() -> float:

@@ -4,9 +4,11 @@ import json
 import math
 import shutil
 import time
+from typing import Any
 
 import pytest
 
+from hyprstream.cli.main import run
 from hyprstream.runtime.adapted import load_adapter
 from hyprstream.runtime.adapters import open_adapters
 from hyprstream.runtime.keys import SCOPES, KeyFile
@@ -115,7 +117,8 @@ def test_what_is_no_list_of_samples_is_refused(client):
 
 def test_pages_of_samples_are_complete(client):
     client.post(PATH, content=lines(*map(record, range(10, 17))), headers=LINES)
-    ids, after = [], 0
+    ids: list[int] = []
+    after: int | None = 0
     while after is not None:
         page = client.get(PATH, params={"limit": 3, "after": after}).json()
         ids += [sample["id"] for sample in page["data"]]
@@ -247,7 +250,10 @@ def test_what_is_held_out_is_measured_and_nothing_else(client):
     assert found["adapter"]["num_samples"] == held_out
     found = client.post("/v1/adapters/poet/evaluate", json={"max_samples": 2}).json()
     assert found["adapter"]["num_samples"] == min(2, held_out)
-    for body in ({"samples": []}, {"samples": [{"x": 1}]}, {"max_samples": 0}, {"samples": [1]}):
+    bodies: tuple[dict[str, Any], ...] = (
+        {"samples": []}, {"samples": [{"x": 1}]}, {"max_samples": 0}, {"samples": [1]},
+    )  # fmt: skip
+    for body in bodies:
         answer = client.post("/v1/adapters/poet/evaluate", json=body)
         assert answer.status_code == 400, answer.text
     assert client.post("/v1/adapters/nobody/evaluate", json={}).status_code == 404
@@ -289,3 +295,55 @@ def test_train_sends_samples_and_begins_to_learn_whatever_the_policy(client, ser
     assert not client.post(PATH, json=record(1000)).json()["learns"]
     assert client.post("/v1/lora/nobody/train", json={}).status_code == 404
     assert "Traceback" not in process.log
+
+
+@pytest.fixture
+def command(learning_home, monkeypatch, capsys):
+    """Run a command in the home of the server, with its key."""
+    monkeypatch.setenv("HYPRSTREAM_HOME", str(learning_home))
+    monkeypatch.setenv("HYPRSTREAM_CONFIG", str(learning_home / "none.toml"))
+
+    def run_command(*arguments: str, key: str = "") -> tuple[int, str, str]:
+        monkeypatch.setenv("HYPRSTREAM_API_KEY", key)
+        code = run(arguments)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run_command
+
+
+def test_commands_reach_the_server_that_learns_in_their_home(client, server, command):
+    process, keys = server
+    key = keys["one"][0]
+    start = {"learn": "all", "steps_per_day": 0}
+    client.post("/v1/training/poet/start", json=start).raise_for_status()
+    code, _, err = command("lora", "train", "stop", "poet")
+    assert code != 0
+    assert "HYPRSTREAM_API_KEY" in err
+    assert client.get("/v1/training/poet/status").json()["learns"]
+    assert command("lora", "train", "stop", "poet", key="not a key at all")[0] != 0
+    code, _, err = command("lora", "train", "stop", "poet", key=key)
+    assert (code, "learns no more of poet" in err) == (0, True), err
+    assert not client.get("/v1/training/poet/status").json()["learns"]
+    code, _, err = command("lora", "train", "stop", "poet", "--url", process.url, key=key)
+    assert (code, "learns nothing of it" in err) == (0, True), err
+    status = ("lora", "train", "status", "poet", "--url", process.url, "--format", "json")
+    code, out, _ = command(*status, key=key)
+    assert (code, json.loads(out)["learn"]) == (0, "off")
+    client.post(PATH, content=lines(*map(record, range(200, 205))), headers=LINES)
+    forget = ("lora", "train", "forget", "--key", keys["one"][1].id, "--format", "json")
+    assert command(*forget, key=key)[0] != 0  # it asks, and nobody is there to answer
+    code, out, _ = command(*forget, "--yes", key=key)
+    assert (code, json.loads(out)["deleted"]) == (0, 5)
+    assert client.get(PATH).json()["data"] == []
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://127.0.0.1", "nonsense", "http://example.com:80", "http://127.0.0.1:1"]
+)
+@pytest.mark.usefixtures("server")
+def test_a_key_goes_nowhere_but_to_a_server_that_is_reached_safely(command, url):
+    stop = ("lora", "train", "stop", "poet", "--url", url)
+    code, _, err = command(*stop, key="a key that is long enough")
+    assert code != 0
+    assert "long enough" not in err

@@ -1,6 +1,5 @@
 """`hyprstream server`: serve a model over HTTP until a signal ends it."""
 
-import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -70,9 +69,11 @@ def server(
 
     It listens on this machine alone unless told otherwise; beyond it, callers need a key
     (`hyprstream auth key create`, or HYPRSTREAM_API_KEY). With --flight-port it answers SQL as
-    well. SIGTERM ends it when the answers under way are finished.
+    well. SIGTERM ends it when the answers under way are finished; SIGHUP lets it read its settings
+    again.
     """
     from hyprstream.runtime import load_settings
+    from hyprstream.server.logs import start_logging
     from hyprstream.server.serve import bind, check_tls, open_verifier, serve
 
     session = session_of(ctx)
@@ -84,9 +85,7 @@ def server(
     others = {"beside": _flight(output, config, verifier)} if config.flight_port is not None else {}
     with bind(config) as socket:
         loaded = load_model(session, model, loading)
-        logging.basicConfig(
-            level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-        )
+        start_logging(config.log_format)
 
         def announce(port: int) -> None:
             scheme = "https" if config.tls_cert else "http"
@@ -104,7 +103,10 @@ def server(
                 f"curl {url}/v1/{route} {key}-H 'Content-Type: application/json' -d '{body}'"
             )
 
-        serve(loaded, settings, socket, verifier, announce, **others)
+        serve(
+            loaded, settings, socket, verifier, announce,
+            load=lambda: listening.applied(load_settings()), **others,
+        )  # fmt: skip
     output.done("ended")
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from hyprstream.catalog.records import CachedModel, CacheStatus, Damage, Leftover, Repair
     from hyprstream.catalog.upkeep import Upkeep
     from hyprstream.engine.request import Grammar, SamplingParams
+    from hyprstream.engine.stats import EngineStats
     from hyprstream.lora.exchange.coverage import Coverage
     from hyprstream.lora.spec import LoraSpec
     from hyprstream.lora.summary import ModuleChange, ModuleSummary
@@ -43,9 +44,11 @@ if TYPE_CHECKING:
     from hyprstream.runtime.journal_rows import Decision
     from hyprstream.runtime.learners import LessonProgress
     from hyprstream.runtime.learning_report import LearningStatus, learning_status
+    from hyprstream.runtime.learning_stats import LearningStats
     from hyprstream.runtime.model import Model
     from hyprstream.runtime.models import open_catalog
     from hyprstream.runtime.policy import LearningPolicy, Policies
+    from hyprstream.runtime.retention import erase_samples
     from hyprstream.runtime.runtime import Runtime
     from hyprstream.runtime.sample_training import SampleTraining
     from hyprstream.runtime.samples import (
@@ -95,12 +98,14 @@ _HOMES = {
     "DataConfig": "hyprstream.train.dataset",
     "Decision": "hyprstream.runtime.journal_rows",
     "Destination": "hyprstream.runtime.exchange",
+    "EngineStats": "hyprstream.engine.stats",
     "Evaluated": "hyprstream.runtime.training_records",
     "Found": "hyprstream.catalog.many",
     "Generation": "hyprstream.runtime.text",
     "Grammar": "hyprstream.engine.request",
     "GridStatistics": "hyprstream.vdb.statistics",
     "LearningPolicy": "hyprstream.runtime.policy",
+    "LearningStats": "hyprstream.runtime.learning_stats",
     "LearningStatus": "hyprstream.runtime.learning_report",
     "Leftover": "hyprstream.catalog.records",
     "LessonProgress": "hyprstream.runtime.learners",
@@ -143,6 +148,7 @@ _HOMES = {
     "create_adapter": "hyprstream.runtime.adapted",
     "describe": "hyprstream.runtime.info",
     "environment_report": "hyprstream.runtime.environment",
+    "erase_samples": "hyprstream.runtime.retention",
     "evaluate_adapter": "hyprstream.runtime.trained",
     "export_adapter": "hyprstream.runtime.exchange",
     "finish_training": "hyprstream.runtime.trained",
@@ -188,12 +194,14 @@ __all__ = [
     "DataConfig",
     "Decision",
     "Destination",
+    "EngineStats",
     "Evaluated",
     "Found",
     "Generation",
     "Grammar",
     "GridStatistics",
     "LearningPolicy",
+    "LearningStats",
     "LearningStatus",
     "Leftover",
     "LessonProgress",
@@ -236,6 +244,7 @@ __all__ = [
     "create_adapter",
     "describe",
     "environment_report",
+    "erase_samples",
     "evaluate_adapter",
     "export_adapter",
     "finish_training",

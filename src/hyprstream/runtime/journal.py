@@ -8,6 +8,7 @@ import json
 import sqlite3
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict
@@ -58,6 +59,9 @@ class Journal:
 
     Invariant, checked by `test_journal_kills.py`: whatever was acknowledged is there after a
     kill at any moment.
+
+    Attributes:
+        decided: Counts what was decided since it was opened, unfinished publications apart.
     """
 
     def __init__(self, file: Path, *, clock: Callable[[], float] = time.time) -> None:
@@ -72,6 +76,7 @@ class Journal:
         self._clock = clock
         self._turn = threading.Lock()
         self._num_added = 0
+        self.decided: Counter[Action] = Counter()
         self._held = ExitStack()
         with storage(file.parent):
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -230,6 +235,7 @@ class Journal:
             )
             if fate is not None:
                 _end(db, decision.samples, fate)
+        self._count(decision.action)
         assert done.lastrowid is not None
         return done.lastrowid
 
@@ -240,6 +246,7 @@ class Journal:
             if fate is not None:
                 query = "SELECT samples FROM decisions WHERE id = ?"
                 _end(db, json.loads(db.execute(query, (number,)).fetchone()[0]), fate)
+        self._count(action)
 
     def decisions(
         self, adapter: AdapterName | None = None, *, since: float = 0.0
@@ -280,6 +287,10 @@ class Journal:
         return None if row is None else RequestRow(**dict(zip(names, row, strict=True)))
 
     # Inside ---------------------------------------------------------------------------
+
+    def _count(self, action: Action) -> None:
+        if action != "publishing":
+            self.decided[action] += 1
 
     def _samples(self, condition: str) -> Iterator[Kept]:
         with self._turn, self._translated():

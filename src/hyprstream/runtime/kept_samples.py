@@ -78,6 +78,9 @@ class KeptSamples:
         recorder: Remembers exchanges.
         adapters: With their policies.
         config: What is kept of an adapter whose policy says nothing.
+
+    Attributes:
+        config: The same; it may be set anew at any time.
     """
 
     def __init__(
@@ -90,7 +93,7 @@ class KeptSamples:
         self._learning = learning
         self._recorder = recorder
         self._adapters = adapters
-        self._config = config
+        self.config = config
 
     def keep(self, name: AdapterName, lines: Sequence[SentLine], source: str) -> list[TakenLine]:
         """Keep samples; those that were taken are on the disk when this returns.
@@ -130,7 +133,7 @@ class KeptSamples:
 
     def expire(self) -> int:
         """Delete what the policies of adapters do not allow to be kept any more; say how much."""
-        removed = remove_expired(self._learning.journal, self._adapters, self._config, time.time())
+        removed = remove_expired(self._learning.journal, self._adapters, self.config, time.time())
         self._let_go(removed)
         return len(removed)
 

@@ -20,10 +20,12 @@ from hyprstream.runtime.adapters import Adapters
 from hyprstream.runtime.enrolment import learner_of
 from hyprstream.runtime.kept_samples import KeptSamples, SentLine, TakenLine
 from hyprstream.runtime.learning import Learning, installer, open_learning
+from hyprstream.runtime.learning_stats import LearningStats, Progress
 from hyprstream.runtime.model import Model
 from hyprstream.runtime.policy import LearningPolicy, Policies
 from hyprstream.runtime.recorder import Exchange, Opinion, Policy, Recorded, TrafficRecorder
 from hyprstream.runtime.retention import Erased
+from hyprstream.runtime.retention_config import RetentionConfig
 from hyprstream.runtime.settings import Settings
 from hyprstream.runtime.text_service import Answered
 from hyprstream.store.manifest import check_base
@@ -47,15 +49,22 @@ class LiveLearning:
         adapters: The store.
         settings: Where things are, and how adapters learn.
         learning: The loop and what it works with.
+        progress: Told of steps.
     """
 
     def __init__(
-        self, model: Model, adapters: Adapters, settings: Settings, learning: Learning
+        self,
+        model: Model,
+        adapters: Adapters,
+        settings: Settings,
+        learning: Learning,
+        progress: Progress,
     ) -> None:
         self._model = model
         self._adapters = adapters
         self._settings = settings
         self._learning = learning
+        self._progress = progress
         self._policies = Policies(adapters)
         self._is_wanted = False
         self._is_ending = False
@@ -93,20 +102,31 @@ class LiveLearning:
             CacheBusyError: Another process learns in this home.
             CorruptStoreError: The journal is damaged.
         """
+        progress = Progress()
         learning = open_learning(
             model.decoder,
             adapters,
             settings.journal_file,
             [],
             install=installer(engine, event_loop),
+            tell=progress.follow,
             config=settings.train,
         )
-        return cls(model, adapters, settings, learning)
+        return cls(model, adapters, settings, learning, progress)
 
     @property
     def work(self) -> BackgroundWork:
         """What the engine does between steps."""
         return self._learning.loop
+
+    @property
+    def stats(self) -> LearningStats:
+        """What learning has come to since the process began."""
+        return self._progress.stats(
+            decided=dict(self._learning.journal.decided),
+            samples=self._learning.buffer.counts(),
+            has_failed=self._learning.loop.failure is not None,
+        )
 
     def start(self) -> None:
         """Begin to enrol the adapters whose policies say so; on the event loop.
@@ -118,7 +138,7 @@ class LiveLearning:
         if self._enrolling is None or self._enrolling.done():
             self._enrolling = asyncio.create_task(self._enrol_all())
         if self._keeping is None:
-            self._keeping = asyncio.create_task(self._expire_again_and_again())
+            self._keeping = asyncio.create_task(self._look_again_and_again())
 
     async def stop(self) -> None:
         """Enrol no more; on the event loop, before the engine stops."""
@@ -190,6 +210,10 @@ class LiveLearning:
         self._asked |= {await self.check(name)}
         self.start()
 
+    def set_retention(self, config: RetentionConfig) -> None:
+        """Say how long, and how many, samples are kept where no policy says it."""
+        self._kept.config = config
+
     def learns(self, name: AdapterName) -> bool:
         """Tell whether an adapter learns here, or is about to."""
         return name in self._asked or name in self._chosen
@@ -233,16 +257,20 @@ class LiveLearning:
         check_base(manifest, self._model.fingerprint)
         return adapter_name(name)
 
-    async def _expire_again_and_again(self) -> None:
+    async def _look_again_and_again(self) -> None:
         while True:
-            await asyncio.sleep(self._settings.train.retention.check_s)
+            await asyncio.sleep(self._kept.config.check_s)
             try:
                 number = await self._in_order(self._kept.expire)
+                before = self._chosen
+                await self._in_order(self._choose)
             except HyprstreamError as error:
                 log.warning("old samples are not deleted: %s", error.code)
                 continue
             if number:
                 log.info("%d samples were kept for as long as they may be", number)
+            if self._chosen != before:  # somebody set a policy without asking the server
+                self.start()
 
     async def _enrol_all(self) -> None:
         while self._is_wanted and not self._is_ending:

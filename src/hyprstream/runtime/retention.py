@@ -2,13 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from hyprstream.errors import AdapterNotFoundError
 from hyprstream.refs import AdapterName, VersionId
 from hyprstream.runtime.adapters import Adapters
 from hyprstream.runtime.journal import Journal
 from hyprstream.runtime.policy import LearningPolicy, Policies
+from hyprstream.runtime.publishing import recover
 from hyprstream.runtime.retention_config import RetentionConfig
+from hyprstream.runtime.settings import Settings
 from hyprstream.train.buffer import Kept, Owner
 
 _DAY_S = 86_400.0
@@ -28,6 +31,15 @@ class Erased:
     samples: dict[AdapterName, int] = field(default_factory=dict)
     num_remembered: int = 0
     versions: dict[AdapterName, list[VersionId]] = field(default_factory=dict)
+
+    def record(self) -> dict[str, Any]:
+        """Write it as callers are told."""
+        return {
+            "deleted": sum(self.samples.values()),
+            "adapters": self.samples,
+            "forgotten": self.num_remembered,
+            "versions": self.versions,
+        }
 
 
 def remove_expired(
@@ -76,3 +88,18 @@ def erase(
             assert decision.version is not None
             erased.versions.setdefault(decision.adapter, []).append(decision.version)
     return erased, removed
+
+
+def erase_samples(adapters: Adapters, settings: Settings, user: str, key: str) -> Erased:
+    """Remove the samples of somebody from a home in which no process learns.
+
+    Raises:
+        CacheBusyError: One does.
+        UnavailableError: As `Journal.remove_of`.
+    """
+    journal = Journal(settings.journal_file)
+    try:
+        recover(journal, adapters)
+        return erase(journal, Owner(user=user, key=key))[0]
+    finally:
+        journal.close()

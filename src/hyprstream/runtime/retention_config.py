@@ -14,7 +14,7 @@ class RetentionConfig:
     max_samples: int = 20_000
     """Most samples; beyond it those go first that were learnt from, or dropped."""
     check_s: float = 300.0
-    """Seconds between two looks at what has to go, while a server runs."""
+    """Seconds between two looks of a server at what has to go, and at policies."""
 
     def __post_init__(self) -> None:
         """Reject values outside their range.

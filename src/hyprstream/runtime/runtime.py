@@ -15,10 +15,11 @@ from typing import Self, TypeVar
 
 from hyprstream.engine.assembly import build_core
 from hyprstream.engine.engine import Engine
+from hyprstream.engine.stats import EngineStats
 from hyprstream.errors import CacheBusyError, EngineStoppedError, InvalidRequestError
 from hyprstream.lora.basis import BaseLayers
 from hyprstream.lora.weights import LoraWeights, unpack
-from hyprstream.refs import AdapterRef, VersionId
+from hyprstream.refs import AdapterName, AdapterRef, VersionId
 from hyprstream.runtime.adapted import load_adapter
 from hyprstream.runtime.adapters import Adapters, open_adapters
 from hyprstream.runtime.evaluation import Evaluations, measuring
@@ -66,6 +67,7 @@ class Runtime:
         self.model = model
         self.settings = settings
         self._opened = AsyncExitStack()
+        self._observers: list[Callable[[Answered], None]] = []
 
     @classmethod
     @asynccontextmanager
@@ -103,11 +105,11 @@ class Runtime:
             self._residence = (
                 Residence(self._engine, self._resolve, self._pool) if self.generates else None
             )
-            note = _forget if self.learning is None else self.learning.note
             self.text = TextService(
-                self.model, self._engine, self._residence, self._pool, note=note
+                self.model, self._engine, self._residence, self._pool, note=self._note
             )
             if self.learning is not None:
+                self._observers.append(self.learning.note)
                 self.learning.start()
                 opened.push_async_callback(self.learning.stop)
             self._opened = opened.pop_all()
@@ -140,6 +142,22 @@ class Runtime:
     def num_versions_in_use(self) -> int:
         """Adapter versions that requests use."""
         return 0 if self._residence is None else len(self._residence.in_use_now)
+
+    async def stats(self) -> EngineStats:
+        """Tell what the engine is doing.
+
+        Raises:
+            EngineStoppedError: It does not run.
+        """
+        return await self._engine.stats()
+
+    def adapter_name(self, version: VersionId) -> AdapterName | None:
+        """Return the name by which a version was asked for last; None if nobody did."""
+        return None if self._residence is None else self._residence.name_of(version)
+
+    def observe(self, observer: Callable[[Answered], None]) -> None:
+        """Tell somebody of each answer that is over, in the context of its request."""
+        self._observers.append(observer)
 
     async def in_pool(self, work: Callable[[], Result]) -> Result:
         """Do work that waits for the disk, or takes long, without holding up the event loop."""
@@ -217,6 +235,10 @@ class Runtime:
             log.warning("another process learns in this home: adapters are served as they are")
             return None
 
+    def _note(self, answered: Answered) -> None:
+        for observer in self._observers:
+            observer(answered)
+
     def _build(self) -> Engine:
         share = min(self.settings.engine.background_share, self.settings.train.max_share)
         config, model = replace(self.settings.engine, background_share=share), self.model
@@ -241,7 +263,3 @@ class Runtime:
         version = self.adapters.resolve(ref)
         check_base(self.adapters.manifest(version), self.model.fingerprint)
         return version
-
-
-def _forget(_answered: Answered) -> None:
-    """Keep no note of an answer."""

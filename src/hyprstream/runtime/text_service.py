@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from hyprstream.engine.engine import Engine
 from hyprstream.engine.request import MAX_ANSWERS, Pooling, Request, SamplingParams
+from hyprstream.engine.stream import Times
 from hyprstream.errors import InvalidRequestError, UnsupportedError
 from hyprstream.refs import AdapterName, AdapterRef, RequestId, VersionId
 from hyprstream.runtime.answers import Answers, Part
@@ -62,6 +63,7 @@ class Answered:
             or the code of an error.
         may_be_learnt: The caller does not object.
         owner: Whose words they are.
+        times: How far the request got, and when; of several answers the first has them.
     """
 
     id: RequestId
@@ -72,6 +74,7 @@ class Answered:
     outcome: str
     may_be_learnt: bool
     owner: Owner = NOBODY
+    times: Times | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -323,6 +326,7 @@ class TextService:
                     outcome=error or ended,
                     may_be_learnt=caller.may_be_learnt,
                     owner=caller.owner,
+                    times=None if number else part.stream.times,
                 )
             )
 

@@ -113,8 +113,18 @@ def damaged_upload(error: CorruptError) -> ApiError:
     return ApiError(400, _shown(error), code=error.code)
 
 
+def without_paths(text: str) -> str:
+    """Leave out which folders and files a text names."""
+    return _PATH.sub("[path]", text)
+
+
+def settings_error(error: HyprstreamError) -> ApiError:
+    """Say to an admin why new settings cannot be used."""
+    return ApiError(400, f"the settings in force stay: {_shown(error)}", code=error.code)
+
+
 def _shown(error: HyprstreamError) -> str:
-    return _PATH.sub("[path]", f"{error}. {error.hint}" if error.hint else str(error))
+    return without_paths(f"{error}. {error.hint}" if error.hint else str(error))
 
 
 def validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:

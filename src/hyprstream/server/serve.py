@@ -1,12 +1,19 @@
 """The server process: a socket, a runtime, uvicorn between them, and an end in good order."""
 
 import asyncio
+import functools
 import logging
 import signal
 import socket
 import ssl
-from collections.abc import Callable, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import (
+    AbstractAsyncContextManager,
+    ExitStack,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+)
 from typing import Any
 
 import h11
@@ -18,10 +25,13 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from hyprstream.errors import InvalidSettingsError, UnavailableError
 from hyprstream.runtime.keys import KeyFile, Verifier
 from hyprstream.runtime.model import Model
+from hyprstream.runtime.remote import marked
 from hyprstream.runtime.runtime import Runtime
 from hyprstream.runtime.server_config import ServerConfig
 from hyprstream.runtime.settings import Settings
 from hyprstream.server.app import build_app
+from hyprstream.server.live import LiveConfig
+from hyprstream.server.tracing import Tracing, open_tracing
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +125,7 @@ def serve(
     listening: socket.socket,
     verifier: Verifier | None,
     announce: Callable[[int], None],
+    load: Callable[[], Settings] | None = None,
     beside: Beside = _nothing,
 ) -> None:
     """Serve until a signal ends it; answers under way are finished first.
@@ -125,30 +136,81 @@ def serve(
         listening: A socket that is bound.
         verifier: Knows the keys; None admits everybody.
         announce: Told the port when requests are taken.
+        load: Reads the settings again, on SIGHUP; None: they never change.
         beside: What else serves with the runtime, from before that until answers have ended.
 
     Raises:
         KeyboardInterrupt: Ctrl-C ended it, in good order.
         HyprstreamError: It could not begin.
     """
-    ended_by = asyncio.run(_serve(model, settings, listening, verifier, announce, beside))
+    live, tracing = LiveConfig(settings, load), open_tracing(settings.server)
+    try:
+        ended_by = asyncio.run(
+            _serve(
+                _running(model, settings, beside),
+                settings,
+                listening,
+                announce,
+                live,
+                verifier=verifier,
+                tracing=tracing,
+            )
+        )
+    finally:
+        if tracing is not None:
+            tracing.close()
     if ended_by == signal.SIGINT:
         raise KeyboardInterrupt
 
 
+@asynccontextmanager
+async def _running(model: Model, settings: Settings, beside: Beside) -> AsyncIterator[Runtime]:
+    async with Runtime(model, settings) as runtime, beside(runtime):
+        yield runtime
+
+
 async def _serve(
-    model: Model,
+    running: AbstractAsyncContextManager[Runtime],
     settings: Settings,
     listening: socket.socket,
-    verifier: Verifier | None,
     announce: Callable[[int], None],
-    beside: Beside,
+    live: LiveConfig,
+    *,
+    verifier: Verifier | None,
+    tracing: Tracing | None,
 ) -> int | None:
-    async with Runtime(model, settings) as runtime, beside(runtime):
-        server = _Server(uvicorn_config(build_app(runtime, verifier), settings.server))
-        server.when_started = lambda: announce(listening.getsockname()[1])
-        await server.serve([listening])
+    async with running as runtime:
+        app = build_app(runtime, verifier, live, tracing)
+        server = _Server(uvicorn_config(app, settings.server))
+        server.reload = functools.partial(_reload, live, server)
+        port = listening.getsockname()[1]
+        server.when_started = lambda: announce(port)
+        with ExitStack() as told:
+            if runtime.learning is not None:
+                told.enter_context(marked(settings, _local_url(settings.server, port)))
+            await server.serve([listening])
         return server.ended_by
+
+
+def _reload(live: LiveConfig, server: uvicorn.Server) -> None:
+    """Read the settings again, and the files of TLS, which hold for new connections."""
+    live.reload_and_tell()
+    config = live.current
+    context = server.config.ssl
+    if context is None:
+        return
+    try:
+        check_tls(config)
+    except InvalidSettingsError as error:
+        log.error("the certificate in force stays: %s", error)
+        return
+    context.load_cert_chain(config.tls_cert, config.tls_key)
+
+
+def _local_url(config: ServerConfig, port: int) -> str:
+    """Write the URL by which this machine reaches the server."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.host, config.host)  # noqa: S104
+    return f"{config.scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def uvicorn_config(app: ASGIApp, config: ServerConfig) -> uvicorn.Config:
@@ -189,6 +251,7 @@ class _Server(uvicorn.Server):
     """Ends at the first signal in good order, at the second one at once."""
 
     when_started: Callable[[], None]
+    reload: Callable[[], None]
     ended_by: int | None = None
 
     @override
@@ -202,10 +265,11 @@ class _Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end, number)
+        loop.add_signal_handler(signal.SIGHUP, self.reload)
         try:
             yield
         finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 loop.remove_signal_handler(number)
 
     def _end(self, number: int) -> None:

@@ -16,6 +16,7 @@ from hyprstream.runtime.runtime import Runtime
 from hyprstream.runtime.server_config import ServerConfig
 from hyprstream.runtime.text_service import Caller
 from hyprstream.server.errors import ApiError
+from hyprstream.server.live import LiveConfig
 from hyprstream.server.metrics import Metrics
 
 Result = TypeVar("Result")
@@ -27,15 +28,20 @@ class ServerState:
 
     Attributes:
         runtime: Serves.
-        config: Bounds.
+        live: Settings.
         metrics: What is counted.
         started_at: Seconds since 1970.
     """
 
     runtime: Runtime
-    config: ServerConfig
+    live: LiveConfig
     metrics: Metrics
     started_at: int
+
+    @property
+    def config(self) -> ServerConfig:
+        """The settings that hold now."""
+        return self.live.current
 
     @property
     def model_name(self) -> str:

@@ -64,7 +64,8 @@ async def status(request: Request, lora: str) -> Response:
     [found] = await runtime.in_pool(
         lambda: learning_status(runtime.adapters, runtime.settings, name)
     )
-    return JSONResponse(_record(found))
+    learns = runtime.learning is not None and runtime.learning.learns(name)
+    return JSONResponse({**_record(found), "learns": learns})
 
 
 def _named(request: Request, lora: str) -> AdapterName:

@@ -115,14 +115,7 @@ async def erase(request: Request, user: str = "", key: str = "") -> Response:
         )
     grant = grant_of(request)
     erased = await learning_of(request).erase(Owner(user=user, key=key), may_use=grant.may_use)
-    return JSONResponse(
-        {
-            "deleted": sum(erased.samples.values()),
-            "adapters": erased.samples,
-            "forgotten": erased.num_remembered,
-            "versions": erased.versions,
-        }
-    )
+    return JSONResponse(erased.record())
 
 
 async def _keep(request: Request, lora: str, lines: Sequence[Line], user: str) -> dict[str, Any]:
