@@ -56,6 +56,11 @@ def test_text_is_generated_and_the_request_is_a_row(served, client):
         json={"model": "poet", "prompt": "one two", "max_tokens": 3, "temperature": 0},
     )
     assert text == expected.json()["choices"][0]["text"]
+    before = ask(served, "admin", "SELECT count(*) FROM requests WHERE adapter = 'poet'")
+    once = "SELECT generate('only once', adapter := 'poet', max_tokens := 2)"
+    assert ask(served, "admin", once)
+    after = ask(served, "admin", "SELECT count(*) FROM requests WHERE adapter = 'poet'")
+    assert after[0][0] == before[0][0] + 1
     rows = ask(served, "admin", "SELECT outcome FROM requests WHERE adapter = 'poet'")
     assert ("length",) in rows or ("stop",) in rows
 

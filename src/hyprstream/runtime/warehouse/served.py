@@ -1,7 +1,10 @@
 """The model of a runtime in SQL: statements share its engine, and its adapters, with all others."""
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import TimeoutError as LateError
 from typing import Any, TypeVar
 
@@ -16,6 +19,8 @@ from hyprstream.runtime.warehouse.brain import MOST_TOKENS, Embedded
 from hyprstream.vectors.table import Stamp
 
 _AT_A_TIME = 16  # prompts that one statement has in the engine
+_FEW = 4  # texts of a call that may be one of constants
+_MOST_RECENT, _RECENT_S = 64, 10.0
 
 Result = TypeVar("Result")
 
@@ -33,6 +38,8 @@ class ServedBrain:
         self._runtime = runtime
         self._loop = loop
         self._salt = f"sql {salt}"
+        self._turn = threading.Lock()
+        self._last: OrderedDict[tuple[Any, ...], tuple[float, Any]] = OrderedDict()
 
     @property
     def dim(self) -> int:
@@ -47,8 +54,12 @@ class ServedBrain:
         """
         model = self._runtime.model
         name, version = self._version(adapter)
-        embedded = self._wait(self._runtime.text.embed(texts, self._caller(name, version)))
-        vectors = np.array(embedded.vectors, np.float32).reshape(len(texts), self.dim)
+
+        def embed() -> Any:
+            embedded = self._wait(self._runtime.text.embed(texts, self._caller(name, version)))
+            return np.array(embedded.vectors, np.float32).reshape(len(texts), self.dim)
+
+        vectors = self._recent(("embed", tuple(texts), name, version), embed)
         return Embedded(
             vectors, Stamp(model=model.ref, adapter=name, version=version, pooling=model.pooling)
         )
@@ -64,7 +75,11 @@ class ServedBrain:
             raise InvalidRequestError(f"max_tokens is {max_tokens}, not 1 to {MOST_TOKENS}")
         params = SamplingParams(temperature=0.0, max_tokens=max_tokens)
         name, version = self._version(adapter)
-        return self._wait(self._generated(prompts, params, name, version))
+        answers: list[str] = self._recent(
+            ("generate", tuple(prompts), name, version, max_tokens),
+            lambda: self._wait(self._generated(prompts, params, name, version)),
+        )
+        return answers
 
     async def _generated(
         self, prompts: Sequence[str], params: SamplingParams, name: str, version: VersionId
@@ -76,6 +91,24 @@ class ServedBrain:
             answers = await self._runtime.text.complete(part, params, caller)
             texts += [completion.text for completion in await answers.finish()]
         return texts
+
+    def _recent(self, call: tuple[Any, ...], compute: Callable[[], Any]) -> Any:
+        """Compute, unless that was done just now.
+
+        Of constants a statement asks while it is prepared, when it is bound, and when it runs.
+        """
+        if len(call[1]) > _FEW:
+            return compute()
+        with self._turn:
+            known = self._last.get(call)
+        if known is not None and time.monotonic() - known[0] < _RECENT_S:
+            return known[1]
+        found = compute()
+        with self._turn:
+            self._last[call] = (time.monotonic(), found)
+            if len(self._last) > _MOST_RECENT:
+                self._last.popitem(last=False)
+        return found
 
     def _version(self, adapter: str) -> tuple[str, VersionId]:
         """Settle which version is meant, so that all texts are computed with the same."""
