@@ -8,9 +8,11 @@ from benchmarks import (
     codec,
     download,
     engine,
+    flight,
     forgetting,
     http_layer,
     learning,
+    server_load,
     single_stream,
     sparsity,
     start_up,
@@ -31,9 +33,11 @@ BENCHMARKS = {
     "training": training.main,
     "download": download.main,
     "http_layer": http_layer.main,
+    "server_load": server_load.main,
     "learning": learning.main,
     "forgetting": forgetting.main,
     "adaptation": adaptation.main,
+    "flight": flight.main,
 }
 
 
