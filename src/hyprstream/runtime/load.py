@@ -2,12 +2,14 @@
 
 import resource
 import sys
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from hyprstream.engine.stats import EngineStats
+from hyprstream.errors import HyprstreamError
 from hyprstream.refs import AdapterName, VersionId
 from hyprstream.runtime.adapters import Adapters
 from hyprstream.store.records import Adapter
@@ -48,14 +50,14 @@ class StoredSize:
         version: What its name points at.
         codec: How that is stored.
         stored_bytes: Length of its payload.
-        dense_bytes: The same as dense float32 tensors.
+        dense_bytes: The same as dense float32 tensors; None where it cannot be read.
     """
 
     name: AdapterName
     version: VersionId
     codec: str
     stored_bytes: int
-    dense_bytes: int
+    dense_bytes: int | None
 
 
 class Sizes:
@@ -66,14 +68,11 @@ class Sizes:
 
     def __init__(self, adapters: Adapters) -> None:
         self._adapters = adapters
+        self._lock = threading.Lock()
         self._known: OrderedDict[VersionId, int] = OrderedDict()
 
     def of(self, adapters: Sequence[Adapter]) -> list[StoredSize]:
-        """Measure adapters; waits for the disk. One call at a time.
-
-        Raises:
-            CorruptError: A version is damaged.
-        """
+        """Measure adapters; waits for the disk."""
         return [
             StoredSize(
                 name=adapter.name,
@@ -85,11 +84,17 @@ class Sizes:
             for adapter in adapters
         ]
 
-    def _dense_bytes(self, version: VersionId) -> int:
-        found = self._known.get(version)
-        if found is None:
+    def _dense_bytes(self, version: VersionId) -> int | None:
+        with self._lock:
+            if version in self._known:
+                return self._known[version]
+        try:
             tensors = self._adapters.tensors(version).values()
-            found = self._known[version] = sum(4 * tensor.size for tensor in tensors)
+        except HyprstreamError:  # damaged, or deleted meanwhile: the others are still told
+            return None
+        found = sum(4 * tensor.size for tensor in tensors)
+        with self._lock:
+            self._known[version] = found
             if len(self._known) > _MAX_KNOWN:
                 self._known.popitem(last=False)
         return found

@@ -43,10 +43,16 @@ async function refresh() {
   const own = data.filter((model) => model.parent !== null);
   at("model").textContent = bases.join(", ");
   chat.setModels(bases, own.map((model) => model.id));
-  learning.setAdapters(own.map((model) => model.id));
-  adapters.setAdapters(own.map((model) => ({ name: model.id, version: model.version })));
+  const named = own.map((model) => ({ name: nameOf(model), version: model.version }));
+  learning.setAdapters(named.map(({ name }) => name));
+  adapters.setAdapters(named);
   if (mayLook) await look();
   else adapters.setSizes((await get("v1/adapters")).data);
+}
+
+/** The name of an adapter: models may be called BASE:NAME where there are several bases. */
+function nameOf({ id, parent }) {
+  return id.startsWith(`${parent}:`) ? id.slice(parent.length + 1) : id;
 }
 
 function refreshSoon() {

@@ -56,7 +56,8 @@ async def stats(request: Request) -> Response:
     state, grant = state_of(request), grant_of(request)
     runtime = state.runtime
     load = await runtime.load()
-    adapters = [a for a in await runtime.compatible_adapters() if grant.may_use(a.name)]
+    listed = await runtime.in_pool(runtime.adapters.list)
+    adapters = [adapter for adapter in listed if grant.may_use(adapter.name)]
     sizes = await runtime.in_pool(lambda: runtime.sizes.of(adapters))
     return JSONResponse(
         {
@@ -102,8 +103,8 @@ def _load_record(load: RuntimeLoad) -> dict[str, Any]:
 
 
 def _size(size: StoredSize) -> dict[str, Any]:
-    ratio = size.dense_bytes / max(1, size.stored_bytes)
-    return {**asdict(size), "compression": round(ratio, 3)}
+    dense, stored = size.dense_bytes, max(1, size.stored_bytes)
+    return {**asdict(size), "compression": None if dense is None else round(dense / stored, 3)}
 
 
 ROUTES = (
