@@ -8,6 +8,7 @@ from benchmarks import (
     codec,
     download,
     engine,
+    flight,
     forgetting,
     http_layer,
     learning,
@@ -36,6 +37,7 @@ BENCHMARKS = {
     "learning": learning.main,
     "forgetting": forgetting.main,
     "adaptation": adaptation.main,
+    "flight": flight.main,
 }
 
 

@@ -1,6 +1,7 @@
 """The files that are measured: the default model, and random weights of a known shape."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,14 @@ QWEN3_06B: dict[str, Any] = {
     "attention_bias": False,
     "torch_dtype": "bfloat16",
 }
+
+
+def test_data() -> Path:
+    """The folder of real test data."""
+    folder = os.environ.get("HYPRSTREAM_TEST_DATA")
+    if not folder:
+        raise SystemExit("set HYPRSTREAM_TEST_DATA to the folder of real test data")
+    return Path(folder)
 
 
 def default_model() -> Path:

@@ -42,7 +42,7 @@ def served(home) -> Iterator[Served]:
     keys["poet"] = file.create("poet", ["inference", "feedback"], ["poet"])[0]
     keys["revoked"], stored = file.create("revoked", SCOPES)
     file.revoke(stored.id)
-    with ServerProcess(folder) as server:
+    with ServerProcess(folder, "--flight-port", "0") as server:
         yield Served(server=server, home=folder, model=model, keys=keys)
 
 

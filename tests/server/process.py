@@ -53,6 +53,11 @@ class ServerProcess:
             self._reader.join(10)
         return "".join(self._log)
 
+    @property
+    def flight(self) -> str:
+        """Where it answers SQL, if it does."""
+        return self.log.partition("Arrow Flight SQL at ")[2].split()[0]
+
     def __enter__(self) -> Self:
         return self
 

@@ -18,3 +18,14 @@ def test_the_programs_of_the_page_run(served, capsys):
     assert "\nwaiting\n" in out or "\nheld_out\n" in out
     for name in ("client", "poet", "server"):
         getattr(names[name], "close")()  # noqa: B009 - they are what the page made
+
+
+def test_the_programs_of_the_page_on_sql_run(served, capsys):
+    program = "\n".join(blocks(DOCS / "how-to" / "query-with-sql.md", "python"))
+    program = program.replace("Bearer KEY", f"Bearer {served.keys['all']}")
+    program = program.replace("grpc://127.0.0.1:32010", served.server.flight)
+    exec(program, {})  # noqa: S102 - a page of this project
+    out = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("poet ") for line in out)
+    assert any(line.startswith("('2', 'It rains in Bergen.'") for line in out)
+    assert "1 kept" in out

@@ -6,11 +6,15 @@ import socket
 import ssl
 import subprocess
 import threading
+from pathlib import Path
 
 import httpx
+import pyarrow as pa
+import pyarrow.flight as fl
 import pytest
 
 from hyprstream.errors import InvalidSettingsError, UnavailableError
+from hyprstream.flight.client import Server
 from hyprstream.runtime.keys import KeyFile
 from hyprstream.runtime.server_config import ServerConfig
 from hyprstream.runtime.settings import Settings
@@ -96,13 +100,17 @@ def test_answers_under_way_are_finished_when_the_server_is_told_to_end(home):
     shutil.copytree(folder, alone, ignore=shutil.ignore_patterns("keys"))
     with ServerProcess(alone) as server, server.client() as client:
         codes: list[int] = []
-        with client.stream("POST", "/v1/chat/completions", json=STREAM) as answer:
+        with (
+            client.stream("GET", "/v1/events") as watched,  # who looks on is not waited for
+            client.stream("POST", "/v1/chat/completions", json=STREAM) as answer,
+        ):
+            next(watched.iter_lines())
             lines = answer.iter_lines()
             next(lines)
             ending = threading.Thread(target=lambda: codes.append(server.end()))
             ending.start()
             rest = [line for line in lines if line]
-        ending.join(40)
+            ending.join(20)  # less than `drain_s`
         assert rest[-1] == "data: [DONE]"
         assert '"finish_reason":"length"' in rest[-2]
         assert codes == [0]
@@ -117,7 +125,7 @@ def test_tls_asks_for_certificates_and_shows_its_own(home, tmp_path):
     shutil.copytree(folder, alone, ignore=shutil.ignore_patterns("keys"))
     authority, server_files, client_files = certificates(tmp_path)
     options = ["--tls-cert", server_files[0], "--tls-key", server_files[1],
-               "--tls-client-ca", authority]  # fmt: skip
+               "--tls-client-ca", authority, "--flight-port", "0"]  # fmt: skip
     with ServerProcess(alone, *options) as server:
         assert server.url.startswith("https://127.0.0.1:")
         context = ssl.create_default_context(cafile=authority)
@@ -131,10 +139,34 @@ def test_tls_asks_for_certificates_and_shows_its_own(home, tmp_path):
         context.load_cert_chain(*client_files)
         with httpx.Client(base_url=server.url, verify=context, trust_env=False) as friend:
             assert friend.get("/health").json() == {"status": "ok"}
+        _check_flight_asks_for_certificates(server.flight, Path(authority), client_files)
     with pytest.raises(InvalidSettingsError):
         check_tls(ServerConfig(tls_cert=server_files[1], tls_key=server_files[0]))
     with pytest.raises(InvalidSettingsError):
         check_tls(ServerConfig(tls_cert="/nowhere/x", tls_key="/nowhere/y"))
+
+
+def _check_flight_asks_for_certificates(address, authority, files):
+    assert address.startswith("grpc+tls://127.0.0.1:")
+    certificate, key = (Path(file).read_bytes() for file in files)
+    options = {"tls_root_certs": authority.read_bytes()}
+    with fl.connect(address, **options, cert_chain=certificate, private_key=key) as friend:
+        assert list(friend.list_actions())
+    host = address.removeprefix("grpc+tls://")
+    strangers: tuple[tuple[str, dict[str, bytes]], ...] = (
+        (address, options),
+        (address, {}),
+        (f"grpc://{host}", {}),
+    )
+    for place, given in strangers:
+        with fl.connect(place, **given) as stranger, pytest.raises(pa.ArrowException):
+            list(stranger.list_actions())
+    text = "SELECT count(*) AS n FROM adapters"
+    with pytest.raises(UnavailableError):
+        Server(address=host, tls_ca=authority).query(text)
+    server = Server(address=host, tls_ca=authority, tls_cert=Path(files[0]), tls_key=Path(files[1]))
+    found = server.query(text)
+    assert found.to_pylist() == [{"n": 2}]
 
 
 def certificates(folder):

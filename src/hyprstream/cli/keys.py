@@ -17,6 +17,7 @@ class Scope(StrEnum):
 
     INFERENCE = "inference"
     FEEDBACK = "feedback"
+    INGEST = "ingest"
     ADMIN = "admin"
 
 
@@ -29,7 +30,7 @@ def create(
         typer.Option(
             "--scope",
             help="What it is for; repeatable. inference asks, feedback says what one thinks of "
-            "answers, admin changes adapters.",
+            "answers, ingest adds samples and rows, admin changes adapters.",
         ),
     ] = [Scope.INFERENCE, Scope.FEEDBACK],  # noqa: B006  # typer reads it and changes nothing
     adapter: Annotated[

@@ -5,11 +5,13 @@ Ollama. On a terminal Alt-Enter adds a line too, and pasted text stays together.
 """
 
 import sys
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from typing_extensions import override
 
 from hyprstream.errors import InvalidRequestError
+from hyprstream.files import storage
 
 _QUOTES = '"""'
 
@@ -53,11 +55,18 @@ class PipeLines(Lines):
 
 
 class TerminalLines(Lines):
-    """Messages from a terminal, with editing and recall; the prompt is on stderr."""
+    """Messages from a terminal, with editing and recall; the prompt is on stderr.
 
-    def __init__(self) -> None:
+    Args:
+        prompt: What stands before a message.
+        history: File of what was typed before, for its owner alone; None recalls what is typed
+            from now on.
+    """
+
+    def __init__(self, prompt: str = ">>> ", history: Path | None = None) -> None:
         # 0.1 s to import, and only a terminal needs it.
         from prompt_toolkit import PromptSession
+        from prompt_toolkit.history import FileHistory, InMemoryHistory
         from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
         from prompt_toolkit.output import create_output
 
@@ -75,9 +84,10 @@ class TerminalLines(Lines):
             event.current_buffer.newline()
 
         self._session: PromptSession[str] = PromptSession(
-            ">>> ",
+            prompt,
             multiline=True,
             prompt_continuation="... ",
+            history=InMemoryHistory() if history is None else FileHistory(_own_file(history)),
             key_bindings=keys,
             output=create_output(stdout=sys.stderr),
         )
@@ -88,6 +98,15 @@ class TerminalLines(Lines):
             return unquoted(self._session.prompt())
         except EOFError:
             return None
+
+
+def _own_file(file: Path) -> str:
+    """Make sure of a file that its owner alone may read, and name it."""
+    with storage(file.parent):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch(0o600)
+        file.chmod(0o600)
+    return str(file)
 
 
 def is_open(text: str) -> bool:

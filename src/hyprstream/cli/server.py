@@ -1,12 +1,24 @@
 """`hyprstream server`: serve a model over HTTP until a signal ends it."""
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hyprstream.cli.options import LoadOptions, ModelArgument, grouped
+from hyprstream.cli.output import Output
 from hyprstream.cli.session import Context, Settings, load_model, session_of
+from hyprstream.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractAsyncContextManager
+
+    from hyprstream.runtime.keys import Verifier
+    from hyprstream.runtime.runtime import Runtime
+    from hyprstream.runtime.server_config import ServerConfig
+
+    Beside = AbstractAsyncContextManager[object]
 
 _LISTENING = "Listening"
 
@@ -26,6 +38,10 @@ class ListenOptions:
 
     host: Annotated[str | None, _listening("Address to listen at.", "ADDRESS")] = None
     port: Annotated[int | None, _listening("Port to listen at; 0 takes a free one.")] = None
+    flight_port: Annotated[
+        int | None,
+        _listening("Port of Arrow Flight SQL beside HTTP; 0 takes a free one.", "PORT"),
+    ] = None
     model_name: Annotated[str | None, _listening("What clients call the model.", "NAME")] = None
     tls_cert: Annotated[str | None, _listening("File of the certificate chain.", "FILE")] = None
     tls_key: Annotated[str | None, _listening("File of its private key.", "FILE")] = None
@@ -36,7 +52,7 @@ class ListenOptions:
 
     def applied(self, settings: Settings) -> Settings:
         """Return the settings with what was given here."""
-        names = ("host", "port", "model_name", "tls_cert", "tls_key", "tls_client_ca")
+        names = tuple(self.__dataclass_fields__)
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         return settings.model_copy(update={"server": replace(settings.server, **given)})
 
@@ -52,8 +68,9 @@ def server(
     """Serve a model over HTTP, as clients of OpenAI's API expect it.
 
     It listens on this machine alone unless told otherwise; beyond it, callers need a key
-    (`hyprstream auth key create`, or HYPRSTREAM_API_KEY). SIGTERM ends it when the answers under
-    way are finished; SIGHUP lets it read its settings again.
+    (`hyprstream auth key create`, or HYPRSTREAM_API_KEY). With --flight-port it answers SQL as
+    well. SIGTERM ends it when the answers under way are finished; SIGHUP lets it read its settings
+    again.
     """
     from hyprstream.runtime import load_settings
     from hyprstream.server.logs import start_logging
@@ -65,6 +82,7 @@ def server(
     config = settings.server
     verifier = open_verifier(settings)
     check_tls(config)
+    others = {"beside": _flight(output, config, verifier)} if config.flight_port is not None else {}
     with bind(config) as socket:
         loaded = load_model(session, model, loading)
         start_logging(config.log_format)
@@ -87,6 +105,27 @@ def server(
 
         serve(
             loaded, settings, socket, verifier, announce,
-            load=lambda: listening.applied(load_settings()),
+            load=lambda: listening.applied(load_settings()), **others,
         )  # fmt: skip
     output.done("ended")
+
+
+def _flight(
+    output: Output, config: "ServerConfig", verifier: "Verifier | None"
+) -> "Callable[[Runtime], Beside]":
+    """Return what serves Flight with a runtime."""
+    try:
+        from hyprstream.flight.beside import check_config, flight_beside
+    except ModuleNotFoundError as error:
+        raise UnsupportedError(
+            f"Arrow Flight needs {error.name}, which is not installed",
+            hint="Install it with `pip install 'hyprstream[flight]'`.",
+        ) from error
+
+    def announce(address: str) -> None:
+        output.done(f"Arrow Flight SQL at {address}")
+        output.hint(f"hyprstream sql --host {address.rpartition('/')[2]}")
+
+    gate = None if verifier is None else verifier.grant
+    check_config(config, gate)
+    return lambda runtime: flight_beside(runtime, gate, announce)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
@@ -14,10 +15,10 @@ import typer
 from hyprstream.cli.lines import Lines, PipeLines, TerminalLines
 from hyprstream.cli.output import Format, Output
 from hyprstream.cli.session import Context, session_of
-from hyprstream.errors import HyprstreamError, UnsupportedError
+from hyprstream.errors import HyprstreamError, InvalidRequestError, UnsupportedError
 
 if TYPE_CHECKING:
-    Rows = Callable[[str], Sequence[Mapping[str, Any]]]
+    Rows = Callable[[str], Any]  # what pyarrow calls a table
 
 
 class SqlFormat(StrEnum):
@@ -27,6 +28,7 @@ class SqlFormat(StrEnum):
     JSON = "json"
     YAML = "yaml"
     CSV = "csv"
+    PARQUET = "parquet"
 
 
 def sql(
@@ -34,6 +36,14 @@ def sql(
     *,
     command: Annotated[
         str | None, typer.Option("-c", "--command", help="The statement.", metavar="QUERY")
+    ] = None,
+    upload: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TABLE=FILE",
+            help="Put the rows of a file of yours in the place of a table first; repeatable. "
+            ".parquet, .csv, .jsonl or .arrow.",
+        ),
     ] = None,
     host: Annotated[
         str | None,
@@ -43,58 +53,91 @@ def sql(
         Path | None,
         typer.Option(help="Authority that vouches for the server, PEM.", metavar="FILE"),
     ] = None,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(help="Certificate chain to show the server, PEM.", metavar="FILE"),
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key.", metavar="FILE")] = None,
     format: Annotated[  # noqa: A002
         SqlFormat, typer.Option(help="How to print rows.")
     ] = SqlFormat.TABLE,
 ) -> None:
     """Ask for what this machine has, in SQL.
 
-    The tables: models, adapters, versions, moves, samples, decisions, requests, vector_tables,
-    and every table of vectors. The functions: embed, generate, similarity, search.
+    The tables: models, adapters, versions, moves, training_runs, samples, decisions, requests,
+    events, vector_tables, and every table of vectors. The functions: embed, generate, similarity,
+    search.
 
     Without -c, statements are read line by line. A key for the server is taken from the
     environment, as HYPRSTREAM_KEY.
     """
-    output = session_of(ctx).output
-    if host is not None:
-        _serve(output, _asking(host, tls_ca), command, format)
-        return
     from hyprstream.runtime import load_settings, open_adapters
 
-    settings = load_settings()
+    output, settings = session_of(ctx).output, load_settings()
+    files = [_named_file(entry) for entry in upload or []]
     try:
-        from hyprstream.runtime.warehouse.warehouse import Caller, open_warehouse
+        from hyprstream.runtime.warehouse.ingest import Ingest
+        from hyprstream.runtime.warehouse.tenants import open_warehouses
+        from hyprstream.runtime.warehouse.warehouse import Caller
     except ModuleNotFoundError as error:
-        raise _without_extra(error) from error
-    me = Caller("this machine", can_write=True)
-    with open_adapters(settings) as adapters, open_warehouse(settings, adapters) as warehouse:
-        _serve(output, lambda text: warehouse.query(me, text).to_pylist(), command, format)
+        raise UnsupportedError(
+            f"SQL needs {error.name}, which is not installed",
+            hint="Install it with `pip install 'hyprstream[flight]'`.",
+        ) from error
+    history = settings.sql_folder / "history"
+    if host is not None:
+        from hyprstream.flight.client import Server
+
+        key = os.environ.get("HYPRSTREAM_KEY", "")
+        server = Server(address=host, key=key, tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key)
+        _upload(output, files, server.upload)
+        _serve(output, server.query, command, format, history)
+        return
+    me = Caller("this machine", can_write=True, can_manage=True)
+    with open_adapters(settings) as adapters, open_warehouses(settings, adapters) as warehouses:
+        warehouse = warehouses.of(me)
+
+        def take(table: str, rows: Any) -> int:
+            return warehouse.ingest(me, Ingest(table=table, if_exists="replace"), rows)
+
+        _upload(output, files, take)
+        _serve(output, lambda text: warehouse.query(me, text), command, format, history)
 
 
-def _asking(host: str, tls_ca: Path | None) -> "Rows":
-    import os
-
-    try:
-        from hyprstream.flight.client import query
-    except ModuleNotFoundError as error:
-        raise _without_extra(error) from error
-    key = os.environ.get("HYPRSTREAM_KEY", "")
-    return lambda text: query(host, text, key=key, tls_ca=tls_ca).to_pylist()
+def _named_file(entry: str) -> tuple[str, Path]:
+    table, is_there, file = entry.partition("=")
+    if not (table and is_there and file):
+        raise InvalidRequestError(f"--upload {entry!r}", hint="Write it as TABLE=FILE.")
+    return table, Path(file)
 
 
-def _without_extra(error: ModuleNotFoundError) -> UnsupportedError:
-    return UnsupportedError(
-        f"SQL needs {error.name}, which is not installed",
-        hint="Install it with `pip install 'hyprstream[flight]'`.",
-    )
+def _upload(
+    output: Output, files: Sequence[tuple[str, Path]], take: "Callable[[str, Any], int]"
+) -> None:
+    from hyprstream.runtime.warehouse.files import rows_of
+
+    for table, file in files:
+        with rows_of(file) as rows:
+            output.done(f"{take(table, rows)} rows of {file} are the table {table}")
 
 
-def _serve(output: Output, rows: "Rows", command: str | None, format: SqlFormat) -> None:  # noqa: A002
+def _serve(
+    output: Output,
+    rows: "Rows",
+    command: str | None,
+    format: SqlFormat,  # noqa: A002
+    history: Path,
+) -> None:
+    if format is SqlFormat.PARQUET and (command is None or sys.stdout.isatty()):
+        raise InvalidRequestError(
+            "Parquet is no text for a terminal, and holds one result",
+            hint="Give the statement with -c, and write to a file: `> FILE`.",
+        )
     if command is not None:
         _print(output, rows(command), format)
         return
     interactive = sys.stdin.isatty() and sys.stderr.isatty()
-    lines: Lines = TerminalLines() if interactive else PipeLines()
+    lines: Lines = TerminalLines("sql> ", history) if interactive else PipeLines()
     while (text := lines.read()) is not None:
         if not text.strip():
             continue
@@ -127,12 +170,17 @@ def _cell(value: Any) -> Any:
     )
 
 
-def _print(output: Output, rows: Sequence[Mapping[str, Any]], format: SqlFormat) -> None:  # noqa: A002
+def _print(output: Output, table: Any, format: SqlFormat) -> None:  # noqa: A002
+    if format is SqlFormat.PARQUET:
+        from hyprstream.runtime.warehouse.files import write_parquet
+
+        write_parquet(table, sys.stdout.buffer)
+        return
+    rows: Sequence[Mapping[str, Any]] = table.to_pylist()
     if format is SqlFormat.CSV:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        if rows:
-            writer.writerow(rows[0])
+        writer.writerow(table.column_names)
         writer.writerows(map(_cell, row.values()) for row in rows)
         output.text(text.getvalue())
         return

@@ -1,18 +1,19 @@
-"""The actions of Flight SQL and of Flight, and two of ours."""
+"""The actions of Flight SQL and of Flight, and those of ours on tables of vectors."""
 
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from hyprstream.errors import InvalidRequestError, UnsupportedError
+from hyprstream.flight.adapters import ADAPTER_ACTIONS, AdapterDesk
 from hyprstream.flight.auth import Session, Sessions
 from hyprstream.flight.handles import Handles
-from hyprstream.flight.plain import compact_vectors, drop_vectors
+from hyprstream.flight.plain import compact_vectors, drop_vectors, index_vectors
 from hyprstream.flight.protobuf import Message
 from hyprstream.flight.protocol import pack, plain, read, unpack
 from hyprstream.flight.statements import Statements
 from hyprstream.runtime.warehouse.database import CATALOG
-from hyprstream.runtime.warehouse.warehouse import Warehouse
+from hyprstream.runtime.warehouse.tenants import Warehouses
 
 ACTIONS = (
     ("CreatePreparedStatement", "Prepares a statement."),
@@ -25,7 +26,9 @@ ACTIONS = (
     ("GetSessionOptions", "Tells the options of a session."),
     ("CloseSession", "Ends a session."),
     ("CompactVectors", 'Joins the files of a table of vectors: {"table": NAME}.'),
+    ("IndexVectors", 'Indexes a large table of vectors: {"table": NAME}.'),
     ("DropVectors", 'Removes a table of vectors: {"table": NAME}.'),
+    *ADAPTER_ACTIONS,
 )
 _CANCELLED, _NOT_CANCELLABLE = 1, 3
 _COMMIT, _ROLLBACK = 1, 2
@@ -41,9 +44,15 @@ class Actions:
     """Runs actions for sessions."""
 
     def __init__(
-        self, warehouse: Warehouse, handles: Handles, statements: Statements, sessions: Sessions
+        self,
+        warehouses: Warehouses,
+        handles: Handles,
+        statements: Statements,
+        sessions: Sessions,
+        adapters: AdapterDesk,
     ) -> None:
-        self._warehouse = warehouse
+        self._adapters = adapters
+        self._warehouses = warehouses
         self._handles = handles
         self._statements = statements
         self._sessions = sessions
@@ -58,6 +67,7 @@ class Actions:
             "GetSessionOptions": self._get_options,
             "CloseSession": self._close_session,
             "CompactVectors": self._compact,
+            "IndexVectors": self._index,
             "DropVectors": self._drop,
         }
 
@@ -67,6 +77,8 @@ class Actions:
         Raises:
             UnsupportedError: There is no such action.
         """
+        if self._adapters.knows(kind):
+            return self._adapters.run(session.caller, kind, body)
         if kind not in self._known:
             raise UnsupportedError(
                 f"there is no action {kind!r}", hint="ListActions tells which there are."
@@ -94,7 +106,7 @@ class Actions:
 
     def _begin(self, session: Session, body: bytes) -> list[bytes]:
         _request(body, "ActionBeginTransactionRequest")
-        transaction = self._warehouse.begin(session.caller, session.schema)
+        transaction = self._warehouses.of(session.caller).begin(session.caller, session.schema)
         handle = self._handles.begun(transaction)
         # Uploads and questions about tables carry no transaction: they take part in this one.
         self._sessions.keep(session)
@@ -146,7 +158,8 @@ class Actions:
             "WHERE database_name = $catalog AND schema_name = $schema"
         )
         place = {"catalog": CATALOG, "schema": value}
-        if value is None or not self._warehouse.look(query, place).num_rows:
+        warehouse = self._warehouses.of(session.caller)
+        if value is None or not warehouse.look(query, place).num_rows:
             return 2
         session.schema = value
         self._sessions.keep(session)
@@ -164,11 +177,17 @@ class Actions:
         return [plain("CloseSessionResult", status=1)]
 
     def _compact(self, session: Session, body: bytes) -> list[bytes]:
-        num_files = compact_vectors(self._warehouse, session.caller, _table_name(body))
+        warehouse = self._warehouses.of(session.caller)
+        num_files = compact_vectors(warehouse, session.caller, _table_name(body))
         return [json.dumps({"files": num_files}).encode()]
 
+    def _index(self, session: Session, body: bytes) -> list[bytes]:
+        warehouse = self._warehouses.of(session.caller)
+        found = index_vectors(warehouse, session.caller, _table_name(body))
+        return [json.dumps(found).encode()]
+
     def _drop(self, session: Session, body: bytes) -> list[bytes]:
-        drop_vectors(self._warehouse, session.caller, _table_name(body))
+        drop_vectors(self._warehouses.of(session.caller), session.caller, _table_name(body))
         return []
 
 

@@ -1,10 +1,9 @@
 """Who calls: keys in headers, sessions by token or cookie.
 
-The keys themselves are somebody else's: a `Gate` is told one and says whose it is.
+The keys themselves are somebody else's: a `Gate` is told one and says what it allows.
 """
 
 import base64
-import hashlib
 import secrets
 import threading
 import time
@@ -15,13 +14,15 @@ from typing import Any
 import pyarrow.flight as fl
 from typing_extensions import override
 
+from hyprstream.runtime.keys import EVERYTHING, Grant, KeyScope
 from hyprstream.runtime.warehouse.warehouse import Caller
 
-Gate = Callable[[str], frozenset[str] | None]
-"""Takes a key, returns its scopes; None if there is no such key."""
+Gate = Callable[[str], Grant | None]
+"""Takes a key, returns what it allows; None if there is no such key."""
 
 COOKIE = "arrow_flight_session_id"
-_WRITING = frozenset({"admin", "ingest"})
+_READING: frozenset[KeyScope] = frozenset({"inference", "ingest", "admin"})
+_WRITING: frozenset[KeyScope] = frozenset({"ingest", "admin"})
 _IDLE_S = 3600.0
 _MOST_SESSIONS = 10_000
 
@@ -33,6 +34,7 @@ class Session:
     Attributes:
         id: A secret of the client.
         caller: Whose they are.
+        key: The key that it was begun with.
         schema: Where names without a schema are looked for.
         transaction: Handle of the transaction that calls without one take part in.
         seen_at: When it was last used, on the monotonic clock.
@@ -41,6 +43,7 @@ class Session:
 
     id: str
     caller: Caller
+    key: str = field(default="", repr=False)
     schema: str = "main"
     transaction: bytes | None = None
     seen_at: float = field(default_factory=time.monotonic)
@@ -67,15 +70,14 @@ class Sessions(fl.ServerMiddlewareFactory):  # type: ignore[misc]  # pyarrow has
         sent = {name.lower(): values for name, values in headers.items()}
         kind, _, value = (sent.get("authorization") or [""])[0].partition(" ")
         if kind.lower() == "basic":
-            session = self.keep(Session(secrets.token_urlsafe(24), self._basic(value)))
+            session = self.keep(self._begun(_password(value)))
             return _Middleware(session, {"authorization": f"Bearer {session.id}"})
         if kind.lower() == "bearer" and (known := self._find(value)):
-            return _Middleware(known, {})
-        caller = self._caller(value if kind.lower() == "bearer" else "")
+            return _Middleware(self._checked(known), {})
+        session = self._begun(value if kind.lower() == "bearer" else "")
         known = self._find(_cookie(sent.get("cookie", ())))
-        if known and known.caller == caller:
+        if known and known.caller == session.caller:
             return _Middleware(known, {})
-        session = Session(secrets.token_urlsafe(24), caller)
         return _Middleware(session, {"set-cookie": f"{COOKIE}={session.id}"})
 
     def keep(self, session: Session) -> Session:
@@ -104,24 +106,39 @@ class Sessions(fl.ServerMiddlewareFactory):  # type: ignore[misc]  # pyarrow has
                 session.seen_at = time.monotonic()
             return session
 
-    def _basic(self, value: str) -> Caller:
+    def _begun(self, key: str) -> Session:
+        return Session(secrets.token_urlsafe(24), self._caller(key), key)
+
+    def _checked(self, session: Session) -> Session:
+        """Look whether the key of a session is one still."""
         try:
-            padded = value + "=" * (-len(value) % 4)  # clients in Go leave the padding out
-            _, _, password = base64.b64decode(padded).decode().partition(":")
-        except ValueError:
-            raise fl.FlightUnauthenticatedError("the credentials cannot be read") from None
-        return self._caller(password)
+            self._caller(session.key)
+        except fl.FlightUnauthenticatedError:
+            self.drop(session)
+            raise
+        return session
 
     def _caller(self, key: str) -> Caller:
         if self._gate is None:
-            return Caller("anybody", can_write=True)
+            return caller_of(EVERYTHING)
         if not key:
             raise fl.FlightUnauthenticatedError("a key is needed")
-        scopes = self._gate(key)
-        if scopes is None:
+        grant = self._gate(key)
+        if grant is None:
             raise fl.FlightUnauthenticatedError("the key is not known")
-        owner = hashlib.sha256(key.encode()).hexdigest()[:16]  # names the caller, tells no key
-        return Caller(owner, can_write=bool(scopes & _WRITING))
+        if not grant.scopes & _READING:
+            raise fl.FlightUnauthorizedError("this key is not for inference")
+        return caller_of(grant)
+
+
+def caller_of(grant: Grant) -> Caller:
+    """Return who asks, and what they may do and see, by what a key allows."""
+    return Caller(
+        grant.id,
+        can_write=bool(grant.scopes & _WRITING),
+        can_manage="admin" in grant.scopes,
+        adapters=grant.adapters,
+    )
 
 
 class _Middleware(fl.ServerMiddleware):  # type: ignore[misc]  # pyarrow has no types
@@ -146,6 +163,14 @@ class OpenHandshake(fl.ServerAuthHandler):  # type: ignore[misc]  # pyarrow has 
     def is_valid(self, token: bytes) -> bytes:
         """Accept: `Sessions` has checked the call already."""
         return b""
+
+
+def _password(value: str) -> str:
+    try:
+        padded = value + "=" * (-len(value) % 4)  # clients in Go leave the padding out
+        return base64.b64decode(padded).decode().partition(":")[2]
+    except ValueError:
+        raise fl.FlightUnauthenticatedError("the credentials cannot be read") from None
 
 
 def _cookie(headers: Sequence[str]) -> str:

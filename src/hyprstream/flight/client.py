@@ -1,7 +1,8 @@
-"""One statement for a server of Flight SQL, and its rows."""
+"""A server of Flight SQL, as the command line asks it: one statement, or rows for a table."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,7 +20,9 @@ from hyprstream.errors import (
 )
 from hyprstream.flight.protocol import pack, read, unpack
 from hyprstream.refs import is_loopback
+from hyprstream.runtime.warehouse.execution import pieces
 
+_CREATE, _REPLACE = 1, 3
 _ERRORS: tuple[tuple[type[Exception], type[HyprstreamError]], ...] = (
     (fl.FlightUnauthenticatedError, AuthenticationError),
     (fl.FlightUnauthorizedError, SqlNotAllowedError),
@@ -29,36 +32,73 @@ _ERRORS: tuple[tuple[type[Exception], type[HyprstreamError]], ...] = (
 )
 
 
-def query(address: str, text: str, *, key: str = "", tls_ca: Path | None = None) -> pa.Table:
-    """Run a statement on a server.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """Where a server is, and how to talk to it.
 
-    Args:
+    Attributes:
         address: `HOST:PORT`.
-        text: The statement.
         key: To be let in; empty sends none.
         tls_ca: File with the authority that vouches for the server, PEM; without one, a server
             on this machine is spoken to in the clear, any other with the system's authorities.
-
-    Returns:
-        Its rows; of a statement without rows, one row `count` of how many it changed.
-
-    Raises:
-        HyprstreamError: The server is not there, or refuses.
+        tls_cert: File with the certificate chain to show, PEM.
+        tls_key: File with its private key, PEM.
     """
-    headers = [(b"authorization", f"Bearer {key}".encode())] if key else []
-    options = fl.FlightCallOptions(headers=headers)
-    with _failures(address), _connected(address, tls_ca) as client:
-        body = pack("ActionCreatePreparedStatementRequest", query=text)
-        answer = next(iter(client.do_action(("CreatePreparedStatement", body), options)))
-        found = unpack(answer.body.to_pybytes())
-        if found is None:
-            raise UnsupportedError(f"{address} does not speak Flight SQL")
-        handle = found[1]["prepared_statement_handle"]
-        if found[1]["is_update"]:
-            return _update(client, handle, options)
-        command = pack("CommandPreparedStatementQuery", prepared_statement_handle=handle)
-        info = client.get_flight_info(fl.FlightDescriptor.for_command(command), options)
-        return client.do_get(info.endpoints[0].ticket, options).read_all()
+
+    address: str
+    key: str = field(default="", repr=False)
+    tls_ca: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+
+    def query(self, text: str) -> pa.Table:
+        """Run a statement.
+
+        Returns:
+            Its rows; of a statement without rows, one row `count` of how many it changed.
+
+        Raises:
+            HyprstreamError: The server is not there, or refuses.
+        """
+        with self._calling() as (client, options):
+            body = pack("ActionCreatePreparedStatementRequest", query=text)
+            answer = next(iter(client.do_action(("CreatePreparedStatement", body), options)))
+            found = unpack(answer.body.to_pybytes())
+            if found is None:
+                raise UnsupportedError(f"{self.address} does not speak Flight SQL")
+            handle = found[1]["prepared_statement_handle"]
+            if found[1]["is_update"]:
+                return _update(client, handle, options)
+            command = pack("CommandPreparedStatementQuery", prepared_statement_handle=handle)
+            info = client.get_flight_info(fl.FlightDescriptor.for_command(command), options)
+            return client.do_get(info.endpoints[0].ticket, options).read_all()
+
+    def upload(self, table: str, rows: pa.RecordBatchReader) -> int:
+        """Put rows in the place of a table; return how many.
+
+        Raises:
+            HyprstreamError: As `query`.
+        """
+        how = {"if_not_exist": _CREATE, "if_exists": _REPLACE}
+        command = pack("CommandStatementIngest", table=table, table_definition_options=how)
+        with self._calling() as (client, options):
+            descriptor = fl.FlightDescriptor.for_command(command)
+            writer, reader = client.do_put(descriptor, rows.schema, options)
+            with writer:
+                for batch in rows:
+                    for piece in pieces(batch):
+                        writer.write_batch(piece)
+                writer.done_writing()
+                answer = reader.read()
+        count: int = read("DoPutUpdateResult", answer.to_pybytes())["record_count"]
+        return count
+
+    @contextmanager
+    def _calling(self) -> Iterator[tuple[fl.FlightClient, fl.FlightCallOptions]]:
+        headers = [(b"authorization", f"Bearer {self.key}".encode())] if self.key else []
+        files = (self.tls_ca, self.tls_cert, self.tls_key)
+        with _failures(self.address), _connected(self.address, *files) as client:
+            yield client, fl.FlightCallOptions(headers=headers)
 
 
 def _update(client: fl.FlightClient, handle: bytes, options: fl.FlightCallOptions) -> pa.Table:
@@ -73,16 +113,25 @@ def _update(client: fl.FlightClient, handle: bytes, options: fl.FlightCallOption
 
 
 @contextmanager
-def _connected(address: str, tls_ca: Path | None) -> Iterator[fl.FlightClient]:
+def _connected(address: str, *files: Path | None) -> Iterator[fl.FlightClient]:
     host = address.rpartition(":")[0].strip("[]")
-    in_the_clear = tls_ca is None and is_loopback(host)
-    try:
-        authority = None if tls_ca is None else tls_ca.read_bytes()
-    except OSError as error:
-        raise InvalidSettingsError(f"{tls_ca} cannot be read: {error.strerror}") from error
+    authority, certificate, key = (None if file is None else _read(file) for file in files)
+    if (certificate is None) != (key is None):
+        raise InvalidSettingsError(
+            "a certificate and its key belong together", hint="Give both files, or neither."
+        )
+    in_the_clear = authority is None and certificate is None and is_loopback(host)
     scheme = "grpc" if in_the_clear else "grpc+tls"
-    with fl.connect(f"{scheme}://{address}", tls_root_certs=authority) as client:
+    options = {"tls_root_certs": authority, "cert_chain": certificate, "private_key": key}
+    with fl.connect(f"{scheme}://{address}", **options) as client:
         yield client
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise InvalidSettingsError(f"{file} cannot be read: {error.strerror}") from error
 
 
 @contextmanager

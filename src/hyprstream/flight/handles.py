@@ -55,9 +55,14 @@ class Handles:
         self._prepared: dict[bytes, Prepared] = {}
         self._transactions: dict[bytes, Transaction] = {}
         self._read: dict[Execution, Any] = {}
+        self._is_cancelling = False
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="hyprstream-flight", daemon=True)
         self._thread.start()
+
+    def cancel_all(self) -> None:
+        """Cancel what is being read, now and from now on."""
+        self._is_cancelling = True
 
     def close(self) -> None:
         """End everything."""
@@ -193,7 +198,7 @@ class Handles:
         while not self._ending.wait(_LOOK_EVERY_S):
             with self._turn:
                 for execution, (context, _) in self._read.items():
-                    if context.is_cancelled():
+                    if self._is_cancelling or context.is_cancelled():
                         execution.cancel()
             self._expire(time.monotonic() - IDLE_S)
 

@@ -1,7 +1,7 @@
 """Flight without SQL: tickets, uploads and exchanges that are JSON and paths.
 
 path ["NAME"], ["SCHEMA", "NAME"]                  rows of a table; DoPut adds to it
-{"SimilaritySearch": {"table", "text" | "vector", "k"}}     the rows most like it
+{"SimilaritySearch": {"table", "text" | "vector", "k", "exact"}}     the rows most like it
 {"GetEmbedding": {"table", "key"}}                 one vector
 {"ListEmbeddings": {"table"}}                      all rows of a table of vectors
 {"EmbeddingStats": {}}                             the tables of vectors
@@ -123,12 +123,15 @@ class Plain:
         name, k = _text(arguments, "table"), arguments.get("k", 10)
         if not isinstance(k, int) or isinstance(k, bool):
             raise InvalidRequestError(f"k is {k!r}")
+        exact = arguments.get("exact", False)
+        if not isinstance(exact, bool):
+            raise InvalidRequestError(f"exact is {exact!r}")
         if "vector" in arguments:
             query, kind = json.dumps(arguments["vector"]), "FLOAT[]"
         else:
             query, kind = _text(arguments, "text"), "VARCHAR"
         vectors, brain = self._warehouse.vectors, self._warehouse.brain
-        found = next(iter(hits_of(brain, vectors, name, [query], kind, k)))
+        found = next(iter(hits_of(brain, vectors, name, [query], kind, k, exact=exact)))
         return pa.Table.from_pylist(found, schema=_HITS)
 
     def _embedding(self, arguments: Arguments) -> pa.Table:
@@ -181,6 +184,13 @@ def compact_vectors(warehouse: Warehouse, caller: Caller, name: str) -> int:
     num_files = warehouse.vectors.compact(name)
     warehouse.refresh(frozenset({name}))
     return num_files
+
+
+def index_vectors(warehouse: Warehouse, caller: Caller, name: str) -> dict[str, Any]:
+    """Index a table of vectors now; return what the index is."""
+    require_write(caller)
+    entry = warehouse.vectors.index(name)
+    return {"rows": entry.num_rows, "recall": entry.recall, "size_bytes": entry.size_bytes}
 
 
 def _texts(batch: pa.RecordBatch) -> list[str]:

@@ -6,8 +6,6 @@ before version 26: one per process.
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -16,89 +14,82 @@ from typing_extensions import override
 
 from hyprstream.errors import InvalidSettingsError, NotFoundError, UnsupportedError
 from hyprstream.flight.actions import ACTIONS, Actions
+from hyprstream.flight.adapters import SAMPLES, AdapterDesk
 from hyprstream.flight.auth import Gate, OpenHandshake, Session, Sessions
 from hyprstream.flight.failures import guarded, hide_tracebacks, status_of
 from hyprstream.flight.handles import Handles
+from hyprstream.flight.listening import Tls, check_guarded, tls_options
 from hyprstream.flight.metadata import Metadata
 from hyprstream.flight.plain import Plain, batches_of, streamed_schema
 from hyprstream.flight.protocol import pack, plain, unpack
 from hyprstream.flight.schemas import fixed_schema
 from hyprstream.flight.statements import Statements
-from hyprstream.refs import is_loopback
-from hyprstream.runtime.warehouse.execution import Execution
-from hyprstream.runtime.warehouse.warehouse import Warehouse
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tls:
-    """How the service proves who it is, and clients who they are.
-
-    Attributes:
-        certificate: File with its certificate chain, PEM.
-        key: File with its private key, PEM.
-        client_ca: File with the authorities of clients; None asks clients for no certificate.
-    """
-
-    certificate: Path
-    key: Path
-    client_ca: Path | None = None
+from hyprstream.runtime.warehouse.desk import Desk
+from hyprstream.runtime.warehouse.execution import Execution, Transaction
+from hyprstream.runtime.warehouse.tenants import Warehouses
 
 
 class FlightService(fl.FlightServerBase):  # type: ignore[misc]  # pyarrow has no types
-    """Serves a warehouse. `serve` blocks; `close` from another thread ends it."""
+    """Serves warehouses, on threads of its own, until it is closed.
+
+    Attributes:
+        scheme: Of its address: `grpc`, or `grpc+tls`.
+        shown_host: Where it listens, as addresses write it.
+    """
 
     def __init__(
         self,
-        warehouse: Warehouse,
+        warehouses: Warehouses,
         *,
         host: str = "127.0.0.1",
         port: int = 0,
         gate: Gate | None = None,
         tls: Tls | None = None,
+        desk: Desk | None = None,
     ) -> None:
         """Listen.
 
         Args:
-            warehouse: What is served; it stays open when the service is closed.
+            warehouses: What is served; they stay open when the service is closed.
             host: Where to listen.
             port: Where to listen; 0 takes a free one, see the attribute `port`.
             gate: Knows the keys; None lets everybody in, on this machine only.
             tls: None speaks in the clear, on this machine only.
+            desk: Takes samples, and what is asked about adapters; None where there is no runtime.
 
         Raises:
             InvalidSettingsError: Others could reach it without a key, or overhear them; or
                 the address cannot be had.
         """
-        if not is_loopback(host) and (gate is None or tls is None):
-            raise InvalidSettingsError(
-                f"{host} can be reached by others: a service there needs keys and TLS",
-                hint="Listen on 127.0.0.1, or set both up.",
-            )
+        self.shown_host = f"[{host}]" if ":" in host else host
+        check_guarded(self.shown_host, has_keys=gate is not None, has_tls=tls is not None)
         hide_tracebacks()
-        self._warehouse = warehouse
+        self._warehouses = warehouses
         self._handles = Handles()
         self._sessions = Sessions(gate, self._handles.end_session)
-        self._statements = Statements(warehouse, self._handles)
-        self._actions = Actions(warehouse, self._handles, self._statements, self._sessions)
-        self._metadata = Metadata(warehouse)
-        self._plain = Plain(warehouse)
-        scheme = "grpc" if tls is None else "grpc+tls"
-        shown = f"[{host}]" if ":" in host else host
+        self._adapters = AdapterDesk(desk)
+        self._statements = Statements(warehouses, self._handles, self._adapters)
+        self._actions = Actions(
+            warehouses, self._handles, self._statements, self._sessions, self._adapters
+        )
+        self.scheme = "grpc" if tls is None else "grpc+tls"
         try:
             super().__init__(
-                f"{scheme}://{shown}:{port}",
+                f"{self.scheme}://{self.shown_host}:{port}",
                 auth_handler=OpenHandshake(),
                 middleware={"sessions": self._sessions},
-                **_tls_options(tls),
+                **tls_options(tls),
             )
         except (OSError, pa.ArrowException) as error:
             self._handles.close()
             raise InvalidSettingsError(
-                f"{shown}:{port} cannot be listened on: {error}", hint="Choose another port."
+                f"{self.shown_host}:{port} cannot be listened on: {error}",
+                hint="Choose another port.",
             ) from error
 
     def close(self) -> None:
         """Stop listening, end what runs."""
+        self._handles.cancel_all()
         self.shutdown()
         self._handles.close()
 
@@ -150,13 +141,11 @@ class FlightService(fl.FlightServerBase):  # type: ignore[misc]  # pyarrow has n
         session = _session(context)
         found = unpack(ticket.ticket)
         if found is None:
-            table = self._plain.table(ticket.ticket)
+            table = self._plain(session).table(ticket.ticket)
             return fl.GeneratorStream(streamed_schema(table), batches_of(table))
         name, command = found
         if fixed_schema(name, command) is not None:
-            transaction = self._handles.of_session(session)
-            can_write = session.caller.can_write
-            table = self._metadata.answer(name, command, transaction, can_write=can_write)
+            table = self._told(session, name, command, self._handles.of_session(session))
             return fl.RecordBatchStream(table)
         if name != "TicketStatementQuery":
             raise UnsupportedError(f"{name} is no ticket")
@@ -172,8 +161,7 @@ class FlightService(fl.FlightServerBase):  # type: ignore[misc]  # pyarrow has n
         session = _session(context)
         found = _command(descriptor)
         if found is None:
-            num_rows = self._plain.put(session.caller, descriptor.path or [], reader)
-            writer.write(json.dumps({"rows": num_rows}).encode())
+            writer.write(json.dumps(self._put(session, descriptor.path or [], reader)).encode())
             return
         name, command = found
         if name == "CommandPreparedStatementQuery":
@@ -189,8 +177,7 @@ class FlightService(fl.FlightServerBase):  # type: ignore[misc]  # pyarrow has n
     @guarded
     def do_exchange(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
         """Embed texts as they come."""
-        _session(context)
-        self._plain.exchange(descriptor.command or b"", reader, writer)
+        self._plain(_session(context)).exchange(descriptor.command or b"", reader, writer)
 
     @override
     @guarded
@@ -216,8 +203,7 @@ class FlightService(fl.FlightServerBase):  # type: ignore[misc]  # pyarrow has n
             "include_schema": False,
         }
         command |= {"table_name_filter_pattern": None, "table_types": []}
-        can_write = session.caller.can_write
-        tables = self._metadata.answer("CommandGetTables", command, None, can_write=can_write)
+        tables = self._told(session, "CommandGetTables", command, None)
         infos = []
         for row in tables.to_pylist():
             path = fl.FlightDescriptor.for_path(row["db_schema_name"], row["table_name"])
@@ -234,16 +220,37 @@ class FlightService(fl.FlightServerBase):  # type: ignore[misc]  # pyarrow has n
             return self._statements.ingest(session, command, reader)
         raise UnsupportedError(f"{name} is not served")
 
+    def _put(self, session: Session, path: list[bytes], reader: Any) -> dict[str, Any]:
+        if len(path) == 2 and path[0] == SAMPLES.encode():
+            adapter = path[1].decode(errors="replace")
+            taken = self._adapters.put(session.caller, adapter, reader.to_reader())
+            return {"rows": taken.rows, "source": taken.source, "counts": dict(taken.counts)}
+        return {"rows": self._plain(session).put(session.caller, path, reader)}
+
     def _plain_info(self, session: Session, descriptor: Any) -> Any:
         if not descriptor.path:
-            table = self._plain.table(descriptor.command or b"")
+            table = self._plain(session).table(descriptor.command or b"")
             return _info(streamed_schema(table), descriptor, descriptor.command, table.num_rows)
         return self._started(descriptor, self._statements.start(session, _select(descriptor), None))
 
     def _plain_schema(self, session: Session, descriptor: Any) -> pa.Schema:
         if not descriptor.path:
-            return streamed_schema(self._plain.table(descriptor.command or b""))
+            return streamed_schema(self._plain(session).table(descriptor.command or b""))
         return self._statements.describe(session, _select(descriptor), None).schema
+
+    def _plain(self, session: Session) -> Plain:
+        return Plain(self._warehouses.of(session.caller))
+
+    def _told(
+        self,
+        session: Session,
+        name: str,
+        command: dict[str, Any],
+        transaction: Transaction | None,
+    ) -> pa.Table:
+        caller = session.caller
+        metadata = Metadata(self._warehouses.of(caller))
+        return metadata.answer(name, command, transaction, can_write=caller.can_write)
 
     def _started(self, descriptor: Any, execution: Execution) -> Any:
         handle = self._handles.keep(execution)
@@ -279,22 +286,3 @@ def _reading(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         yield from batches
     except Exception as error:  # noqa: BLE001  # whatever it is, the client gets a status
         raise status_of(error) from None
-
-
-def _tls_options(tls: Tls | None) -> dict[str, Any]:
-    if tls is None:
-        return {}
-    options: dict[str, Any] = {
-        "tls_certificates": [(_read(tls.certificate), _read(tls.key))],
-        "verify_client": tls.client_ca is not None,
-    }
-    if tls.client_ca is not None:
-        options["root_certificates"] = _read(tls.client_ca)
-    return options
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise InvalidSettingsError(f"{file} cannot be read: {error.strerror}") from error

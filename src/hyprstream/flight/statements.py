@@ -5,14 +5,16 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from hyprstream.errors import InvalidRequestError, UnsupportedError
+from hyprstream.errors import InvalidRequestError, UnavailableError, UnsupportedError
+from hyprstream.flight.adapters import SAMPLES, AdapterDesk
 from hyprstream.flight.auth import Session
 from hyprstream.flight.handles import Handles, Prepared
 from hyprstream.flight.protobuf import Message
 from hyprstream.runtime.warehouse.execution import Execution
 from hyprstream.runtime.warehouse.ingest import Ingest
 from hyprstream.runtime.warehouse.parameters import Row, parameter_rows
-from hyprstream.runtime.warehouse.warehouse import Description, Warehouse
+from hyprstream.runtime.warehouse.tenants import Warehouses
+from hyprstream.runtime.warehouse.warehouse import Description
 
 # TableDefinitionOptions: number on the wire -> what to do.
 _IF_MISSING: Mapping[int, Literal["create", "fail"]] = {0: "create", 1: "create", 2: "fail"}
@@ -27,9 +29,10 @@ _IF_EXISTS: Mapping[int, Literal["append", "replace", "fail"]] = {
 class Statements:
     """Runs what clients send, for their sessions."""
 
-    def __init__(self, warehouse: Warehouse, handles: Handles) -> None:
-        self._warehouse = warehouse
+    def __init__(self, warehouses: Warehouses, handles: Handles, adapters: AdapterDesk) -> None:
+        self._warehouses = warehouses
         self._handles = handles
+        self._adapters = adapters
 
     def start(
         self,
@@ -39,7 +42,7 @@ class Statements:
         rows: list[Row | None] | None = None,
     ) -> Execution:
         """Start a statement."""
-        return self._warehouse.start(
+        return self._warehouses.of(session.caller).start(
             session.caller,
             text,
             rows or [None],
@@ -49,7 +52,7 @@ class Statements:
 
     def describe(self, session: Session, text: str, transaction: bytes | None) -> Description:
         """Tell a statement's columns and parameters."""
-        return self._warehouse.describe(
+        return self._warehouses.of(session.caller).describe(
             session.caller,
             text,
             transaction=self._handles.transaction(transaction, session),
@@ -95,11 +98,12 @@ class Statements:
                 self.start(session, prepared.text, transaction, [row]).count() for row in rows
             ]
             return sum(max(count, 0) for count in counts) if len(rows) > 1 else counts[0]
-        own = self._warehouse.begin(session.caller, session.schema)
+        warehouse = self._warehouses.of(session.caller)
+        own = warehouse.begin(session.caller, session.schema)
         total = 0
         try:
             for row in rows:
-                run = self._warehouse.start(
+                run = warehouse.start(
                     session.caller, prepared.text, [row], transaction=own, schema=session.schema
                 )
                 total += max(run.count(), 0)
@@ -111,6 +115,8 @@ class Statements:
 
     def ingest(self, session: Session, command: Message, reader: Any) -> int:
         """Add rows to a table, as `CommandStatementIngest` says."""
+        if command["schema"] == SAMPLES:
+            return self._samples(session, command["table"], reader)
         options = command["table_definition_options"] or {"if_not_exist": 0, "if_exists": 0}
         try:
             target = Ingest(
@@ -127,4 +133,15 @@ class Statements:
         transaction = self._handles.transaction(
             command["transaction_id"], session
         ) or self._handles.of_session(session)
-        return self._warehouse.ingest(session.caller, target, reader.to_reader(), transaction)
+        warehouse = self._warehouses.of(session.caller)
+        return warehouse.ingest(session.caller, target, reader.to_reader(), transaction)
+
+    def _samples(self, session: Session, adapter: str, reader: Any) -> int:
+        """Take samples for an adapter; return how many were kept."""
+        taken = self._adapters.put(session.caller, adapter, reader.to_reader())
+        if num_left := taken.counts.get("full", 0):
+            raise UnavailableError(
+                f"there is no room for {num_left} samples; {taken.num_kept} were kept",
+                hint="Let the adapter learn, then send the rest.",
+            )
+        return taken.num_kept

@@ -21,8 +21,8 @@ from hyprstream.errors import InvalidRequestError, InvalidSettingsError, NotFoun
 from hyprstream.files import PrivateFile
 from hyprstream.refs import AdapterName, adapter_name
 
-KeyScope = Literal["inference", "feedback", "admin"]
-"""To ask; to say what one thinks of answers; to change adapters and whatever else."""
+KeyScope = Literal["inference", "feedback", "ingest", "admin"]
+"""To ask; to say what one thinks of answers; to add samples and rows; to change whatever else."""
 
 SCOPES: tuple[KeyScope, ...] = get_args(KeyScope)
 

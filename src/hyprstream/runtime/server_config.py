@@ -21,6 +21,8 @@ class ServerConfig:
     """Address to listen at. Beyond this machine a key is needed."""
     port: int = 8080
     """Port to listen at; 0 takes a free one."""
+    flight_port: int | None = None
+    """Port of Arrow Flight SQL, at the same address; 0 takes a free one, and none serves none."""
     model_name: str = ""
     """What clients call the model; empty takes the last part of its reference."""
     allowed_hosts: tuple[str, ...] = ()
@@ -76,8 +78,7 @@ class ServerConfig:
         Raises:
             InvalidSettingsError: A field is wrong, or two contradict each other.
         """
-        if not 0 <= self.port <= 65_535:
-            raise _wrong("port", self.port, "a number from 0 to 65535")
+        self._check_ports()
         for name, low in _LOWEST.items():
             if getattr(self, name) < low:
                 raise _wrong(name, getattr(self, name), f"{low} or more")
@@ -92,6 +93,13 @@ class ServerConfig:
             raise _wrong("trace_share", self.trace_share, "a number from 0 to 1")
         if "*" in self.cors_origins:
             raise _wrong("cors_origins", "*", "a list of the origins that are meant")
+
+    def _check_ports(self) -> None:
+        for name, port in (("port", self.port), ("flight_port", self.flight_port or 0)):
+            if not 0 <= port <= 65_535:
+                raise _wrong(name, port, "a number from 0 to 65535")
+        if self.flight_port is not None and self.tls_min_version == "1.3":
+            raise _wrong("tls_min_version", "1.3", "1.2: Flight cannot refuse that")
 
     @property
     def scheme(self) -> str:

@@ -15,6 +15,8 @@ class SqlConfig:
     """Threads that statements compute on."""
     timeout_s: float = 300.0
     """Seconds that a statement may compute."""
+    index: bool = True
+    """Index tables of 100,000 vectors and more, where faiss is installed."""
 
     def __post_init__(self) -> None:
         lowest = {"memory_bytes": 64 << 20, "threads": 1, "timeout_s": 0.001}

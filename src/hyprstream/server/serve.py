@@ -6,8 +6,14 @@ import logging
 import signal
 import socket
 import ssl
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import (
+    AbstractAsyncContextManager,
+    ExitStack,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+)
 from typing import Any
 
 import h11
@@ -28,6 +34,9 @@ from hyprstream.server.live import LiveConfig
 from hyprstream.server.tracing import Tracing, open_tracing
 
 log = logging.getLogger(__name__)
+
+Beside = Callable[[Runtime], AbstractAsyncContextManager[object]]
+"""Serves with a runtime while the context lasts."""
 
 _KEEP_ALIVE_S = 30
 _MAX_HEAD_BYTES = 32_768
@@ -106,6 +115,10 @@ def check_tls(config: ServerConfig) -> None:
         ) from error
 
 
+def _nothing(_runtime: Runtime) -> AbstractAsyncContextManager[object]:
+    return nullcontext()
+
+
 def serve(
     model: Model,
     settings: Settings,
@@ -113,6 +126,7 @@ def serve(
     verifier: Verifier | None,
     announce: Callable[[int], None],
     load: Callable[[], Settings] | None = None,
+    beside: Beside = _nothing,
 ) -> None:
     """Serve until a signal ends it; answers under way are finished first.
 
@@ -123,6 +137,7 @@ def serve(
         verifier: Knows the keys; None admits everybody.
         announce: Told the port when requests are taken.
         load: Reads the settings again, on SIGHUP; None: they never change.
+        beside: What else serves with the runtime, from before that until answers have ended.
 
     Raises:
         KeyboardInterrupt: Ctrl-C ended it, in good order.
@@ -131,7 +146,15 @@ def serve(
     live, tracing = LiveConfig(settings, load), open_tracing(settings.server)
     try:
         ended_by = asyncio.run(
-            _serve(model, settings, listening, announce, live, verifier=verifier, tracing=tracing)
+            _serve(
+                _running(model, settings, beside),
+                settings,
+                listening,
+                announce,
+                live,
+                verifier=verifier,
+                tracing=tracing,
+            )
         )
     finally:
         if tracing is not None:
@@ -140,8 +163,14 @@ def serve(
         raise KeyboardInterrupt
 
 
+@asynccontextmanager
+async def _running(model: Model, settings: Settings, beside: Beside) -> AsyncIterator[Runtime]:
+    async with Runtime(model, settings) as runtime, beside(runtime):
+        yield runtime
+
+
 async def _serve(
-    model: Model,
+    running: AbstractAsyncContextManager[Runtime],
     settings: Settings,
     listening: socket.socket,
     announce: Callable[[int], None],
@@ -150,12 +179,13 @@ async def _serve(
     verifier: Verifier | None,
     tracing: Tracing | None,
 ) -> int | None:
-    async with Runtime(model, settings) as runtime:
+    async with running as runtime:
         app = build_app(runtime, verifier, live, tracing)
         server = _Server(uvicorn_config(app, settings.server))
         server.reload = functools.partial(_reload, live, server)
         port = listening.getsockname()[1]
         server.when_started = lambda: announce(port)
+        server.when_ending = runtime.events.close  # who looks on would hold it up
         with ExitStack() as told:
             if runtime.learning is not None:
                 told.enter_context(marked(settings, _local_url(settings.server, port)))
@@ -222,6 +252,7 @@ class _Server(uvicorn.Server):
     """Ends at the first signal in good order, at the second one at once."""
 
     when_started: Callable[[], None]
+    when_ending: Callable[[], None]
     reload: Callable[[], None]
     ended_by: int | None = None
 
@@ -248,6 +279,7 @@ class _Server(uvicorn.Server):
         self.force_exit = self.should_exit
         self.should_exit = True
         self.ended_by = number
+        self.when_ending()
 
 
 class TimedProtocol(H11Protocol):

@@ -8,8 +8,8 @@ import pyarrow as pa
 from hyprstream.errors import InvalidRequestError
 from hyprstream.vectors.table import MAX_DIM, stored_schema, vectors_of
 
-_PIECE_BYTES = 32 << 20
-"""About so much is written, and searched, at once."""
+_PIECE_BYTES = 8 << 20
+"""At least so much is written, and searched, at once, where there is as much."""
 _TEXTS = ("key", "text", "metadata")
 
 

@@ -26,6 +26,11 @@ class Piece:
     norms: NDArray[np.float32]
     first: int
 
+    @property
+    def end(self) -> int:
+        """Number of the row after the last."""
+        return self.first + len(self.vectors)
+
 
 @dataclass(frozen=True, slots=True)
 class Hits:
@@ -52,9 +57,8 @@ def nearest(pieces: Iterable[Piece], queries: NDArray[np.float32], k: int) -> Hi
         k: At least 1. Fewer are returned if the table has fewer rows.
     """
     assert k >= 1, "a search for nothing"
-    lengths = np.linalg.norm(queries, axis=1, keepdims=True)
-    unit = (queries / np.where(lengths > 0, lengths, 1)).astype(np.float32)
-    parts = [unit[i : i + _MOST_QUERIES] for i in range(0, len(unit), _MOST_QUERIES)]
+    asked = unit(queries)
+    parts = [asked[i : i + _MOST_QUERIES] for i in range(0, len(asked), _MOST_QUERIES)]
     table = pieces if len(parts) <= 1 else list(pieces)
     found = [_nearest(table, part, k) for part in parts]
     if not found:
@@ -63,6 +67,13 @@ def nearest(pieces: Iterable[Piece], queries: NDArray[np.float32], k: int) -> Hi
         np.concatenate([hits.ids for hits in found]),
         np.concatenate([hits.scores for hits in found]),
     )
+
+
+def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return vectors of length 1, and 0 for those without length."""
+    lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))[:, None]
+    scaled: NDArray[np.float32] = (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32)
+    return scaled
 
 
 def _nearest(pieces: Iterable[Piece], queries: NDArray[np.float32], k: int) -> Hits:

@@ -5,16 +5,14 @@ killed process left is a file that no table names, and is removed by the next wr
 process writes at a time; readers are not held up.
 """
 
-import json
 import os
 import re
 import secrets
 import shutil
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
@@ -26,12 +24,18 @@ from hyprstream.errors import (
     TableNotFoundError,
 )
 from hyprstream.files import hold, storage, sync_folder, write_atomic
+from hyprstream.vectors.ahead import ahead
+from hyprstream.vectors.description import content_of, described, same
+from hyprstream.vectors.index import IndexEntry, build, extend, has_library
 from hyprstream.vectors.rows import check_columns, check_dim, dim_of, joined, stored_batches
+from hyprstream.vectors.syncing import Syncing
 from hyprstream.vectors.table import Segment, Stamp, VectorTable, stored_schema
 
-_FORMAT = 1
+INDEX_ROWS = 100_000
+"""Below this a search that looks at every row takes some milliseconds."""
+
+_NEW_SHARE = 0.1  # of the rows, in no index, make a new one worth it
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")
-_FILE = re.compile(r"[0-9a-f]{16}\.arrow")
 _MOST_SEGMENTS = 32
 _SMALL_ROWS = 1 << 17  # files with fewer rows are joined when there are too many
 
@@ -43,8 +47,24 @@ class VectorStore:
     operation or what it is after it.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        only: Callable[[Stamp], bool] | None = None,
+        *,
+        index_rows: int = INDEX_ROWS,
+    ) -> None:
+        """Take a folder; it is made with the first table.
+
+        Args:
+            folder: Where the tables are.
+            only: Tells from what made its vectors whether a table exists for this store; None
+                is every table.
+            index_rows: Tables with fewer rows get no index.
+        """
+        self._index_rows = index_rows
         self._folder = folder
+        self._only = only
         self._turn = threading.Lock()
         self._seen: dict[str, VectorTable] = {}
 
@@ -54,7 +74,11 @@ class VectorStore:
             return []
         with storage(self._folder):
             found = [file.parent.name for file in self._folder.glob("*/table.json")]
-        return sorted(name for name in found if _NAME.fullmatch(name))
+        return sorted(name for name in found if _NAME.fullmatch(name) and self._is_shown(name))
+
+    def shows(self, stamp: Stamp) -> bool:
+        """Tell whether tables of such vectors exist for this store."""
+        return self._only is None or self._only(stamp)
 
     def table(self, name: str) -> VectorTable:
         """Return a table as it is now.
@@ -67,12 +91,12 @@ class VectorStore:
             table = self._read(name)
             with self._turn:  # the same object for the same rows: its files stay mapped
                 seen = self._seen.get(name)
-                if seen and (seen.segments, seen.stamp) == (table.segments, table.stamp):
+                if seen and same(seen, table):
                     return seen
                 try:
                     table.map()
                 except FileNotFoundError as error:
-                    if self._read(name).segments == table.segments:
+                    if same(self._read(name), table):
                         raise CorruptVectorsError(table.name, f"a file is gone: {error}") from error
                     continue  # its files were joined just now
                 self._seen[name] = table
@@ -92,7 +116,7 @@ class VectorStore:
                 raise TableExistsError(
                     f"a table of vectors is called {name!r}", hint="Drop it, or append to it."
                 )
-            table = VectorTable(name, self._folder / name, dim, stamp, ())
+            table = VectorTable(name, self._folder / name, dim, stamp, (), id=secrets.token_hex(8))
             self._write(table)
         return self.table(name)
 
@@ -126,8 +150,9 @@ class VectorStore:
                     f"table {name!r} holds vectors of {table.dim} numbers, these have {given}"
                 )
             _check_stamp(table, stamp)
-            rows = stored_batches(batches, table.dim, len(table))
-            segment = self._write_segment(table, rows)
+            with ahead(batches) as coming:
+                rows = stored_batches(coming, table.dim, len(table))
+                segment = self._write_segment(table, rows)
             if segment.num_rows:
                 self._write(self._with(table, [*table.segments, segment]))
         self._compact_if_needed(name)
@@ -152,6 +177,66 @@ class VectorStore:
             table = self._read(name)
             return self._join(table, table.segments)
 
+    def wants_index(self, name: str) -> bool:
+        """Tell whether a table is large, and many of its rows are in no index."""
+        table = self.table(name)
+        num_known = 0 if table.opened_index is None else table.opened_index.entry.num_rows
+        return (
+            has_library()
+            and len(table) >= self._index_rows
+            and len(table) - num_known >= _NEW_SHARE * len(table)
+        )
+
+    def index(self, name: str) -> IndexEntry:
+        """Index the rows of a table; what is added meanwhile is searched row by row.
+
+        An index is extended until there are twice as many rows as when its cells were chosen.
+
+        Raises:
+            UnsupportedError: faiss is not installed.
+            InvalidRequestError: The table is so small that looking at all rows is quick.
+            TableNotFoundError: There is no such table, or it was dropped meanwhile.
+        """
+        folder = self._folder / name
+        self._read(name)
+        with hold(folder / "index.lock", shared=False):
+            table = self.table(name)
+            if len(table) < self._index_rows:
+                raise InvalidRequestError(
+                    f"table {name!r} has {len(table)} rows",
+                    hint=f"An index is of use from {self._index_rows} rows on.",
+                )
+            known = None if table.opened_index is None else table.opened_index.entry
+            if known is not None and known.num_rows == len(table):
+                return known
+            with storage(folder):
+                for left in folder.glob("*.part"):
+                    left.unlink()
+                return self._indexed(table, known, folder / f"{secrets.token_hex(8)}.part")
+
+    def _indexed(self, table: VectorTable, old: IndexEntry | None, part: Path) -> IndexEntry:
+        """Write an index of a table, and let the table name it."""
+        pieces = list(table.pieces())
+        try:
+            if old is None or len(table) >= 2 * old.num_trained:
+                entry = build(pieces, table.dim, part)
+            else:
+                entry = extend(part.with_name(old.file), old, pieces, part)
+            with part.open("rb") as stream:
+                os.fsync(stream.fileno())
+            with self._writing():
+                now = self._read(table.name)
+                if now.id != table.id:
+                    raise _not_found(table.name)
+                changed = self._with(now, now.segments)
+                changed.index = entry
+                part.rename(part.with_name(entry.file))
+                self._write(changed)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+        return entry
+
     def _compact_if_needed(self, name: str) -> None:
         """Join the small files at the end of a table when there are many."""
         with self._writing():
@@ -173,7 +258,11 @@ class VectorStore:
         return len(last)
 
     def _with(self, table: VectorTable, segments: Sequence[Segment]) -> VectorTable:
-        return VectorTable(table.name, self._folder / table.name, table.dim, table.stamp, segments)
+        # The rows stay in their order, and with them what an index says of the first of them.
+        return VectorTable(
+            table.name, self._folder / table.name, table.dim, table.stamp, segments,
+            id=table.id, index=table.index,
+        )  # fmt: skip
 
     def _write_segment(self, table: VectorTable, batches: Iterable[pa.RecordBatch]) -> Segment:
         """Write one file of a table; nobody knows of it yet."""
@@ -181,13 +270,13 @@ class VectorStore:
         file = folder / f"{secrets.token_hex(8)}.arrow"
         num_rows = 0
         try:
-            with storage(folder), file.open("wb") as stream:
+            with storage(folder), file.open("wb") as stream, Syncing(stream.fileno()) as syncing:
                 with pa.ipc.new_file(stream, stored_schema(table.dim)) as writer:
                     for batch in batches:
                         writer.write_batch(batch)
                         num_rows += batch.num_rows
+                        syncing.wrote(batch.nbytes)
                 stream.flush()
-                os.fsync(stream.fileno())
         except BaseException:
             file.unlink(missing_ok=True)
             raise
@@ -196,37 +285,41 @@ class VectorStore:
     def _write(self, table: VectorTable) -> None:
         """Make a table what it shall be, and remove files that it no longer names."""
         folder = self._folder / table.name
-        content = {
-            "format": _FORMAT,
-            "dim": table.dim,
-            "stamp": table.stamp.plain(),
-            "segments": [[s.file, s.num_rows, s.size_bytes] for s in table.segments],
-        }
         with storage(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            write_atomic(folder / "table.json", json.dumps(content).encode(), scratch=folder)
+            write_atomic(folder / "table.json", content_of(table), scratch=folder)
             sync_folder(self._folder)
             named = {segment.file for segment in table.segments}
-            for file in folder.glob("*.arrow"):
+            if table.index is not None:
+                named.add(table.index.file)
+            for file in (*folder.glob("*.arrow"), *folder.glob("*.faiss")):
                 if file.name not in named:
-                    file.unlink()  # whoever has it mapped keeps it
+                    file.unlink(missing_ok=True)  # whoever has it mapped keeps it
 
     def _read(self, name: str) -> VectorTable:
+        table = self._described(name)
+        if not self.shows(table.stamp):
+            raise _not_found(name)
+        return table
+
+    def _is_shown(self, name: str) -> bool:
+        if self._only is None:
+            return True
+        try:
+            return self.shows(self._described(name).stamp)
+        except (TableNotFoundError, CorruptVectorsError):
+            return False  # dropped just now, or damaged: nobody can tell whose it is
+
+    def _described(self, name: str) -> VectorTable:
         _check_name(name)
         file = self._folder / name / "table.json"
         try:
             text = file.read_bytes()
         except FileNotFoundError:
-            raise TableNotFoundError(
-                f"no table of vectors is called {name!r}", hint="List them in `vector_tables`."
-            ) from None
+            raise _not_found(name) from None
         except OSError as error:
             raise CorruptVectorsError(file, str(error)) from error
-        try:
-            content = json.loads(text)
-            return _described(name, file.parent, content)
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise CorruptVectorsError(file, f"it describes no table: {error}") from error
+        return described(name, file, text)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -234,21 +327,10 @@ class VectorStore:
             yield
 
 
-def _described(name: str, folder: Path, content: dict[str, Any]) -> VectorTable:
-    if content["format"] != _FORMAT:
-        raise ValueError(f"its format is {content['format']!r}")
-    stamp = Stamp(**content["stamp"])
-    segments = [Segment(*entry) for entry in content["segments"]]
-    dim = content["dim"]
-    texts = [*content["stamp"].values(), *(entry[0] for entry in content["segments"])]
-    numbers = [dim, *(number for entry in content["segments"] for number in entry[1:])]
-    if (
-        {type(text) for text in texts} - {str}
-        or {type(number) for number in numbers} - {int}
-        or not all(_FILE.fullmatch(segment.file) for segment in segments)
-    ):
-        raise ValueError("an entry is of another type")
-    return VectorTable(name, folder, dim, stamp, segments)
+def _not_found(name: str) -> TableNotFoundError:
+    return TableNotFoundError(
+        f"no table of vectors is called {name!r}", hint="List them in `vector_tables`."
+    )
 
 
 def _check_name(name: str) -> None:

@@ -4,6 +4,7 @@ A `VectorTable` is what the table was when it was looked at; `VectorStore` makes
 Reading maps the files: memory is taken by what is looked at and goes when others need it.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -15,9 +16,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from hyprstream.errors import CorruptVectorsError, InvalidRequestError
+from hyprstream.vectors.index import IndexEntry, VectorIndex, has_library
 from hyprstream.vectors.search import Hits, Piece, nearest
 
+log = logging.getLogger(__name__)
+
 MAX_DIM = 65_536
+MOST_APPROXIMATE = 100
+"""Searches for more rows than this do not use the index: it is measured by ten."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,11 +85,23 @@ class VectorTable:
         dim: Length of its vectors.
         stamp: What they were made with.
         segments: Its files, the oldest first.
+        id: Tells it from others of the same name, before and after it.
+        index: Finds rows without looking at all; None where there is none.
     """
 
     def __init__(
-        self, name: str, folder: Path, dim: int, stamp: Stamp, segments: Sequence[Segment]
+        self,
+        name: str,
+        folder: Path,
+        dim: int,
+        stamp: Stamp,
+        segments: Sequence[Segment],
+        *,
+        id: str = "",  # noqa: A002
+        index: IndexEntry | None = None,
     ) -> None:
+        self.id = id
+        self.index = index
         self.name = name
         self.dim = dim
         self.stamp = stamp
@@ -121,6 +139,7 @@ class VectorTable:
             CorruptVectorsError: One is damaged.
         """
         assert len(self._readers) == len(self.segments), "a file was forgotten"
+        _ = self.opened_index
 
     def rows(self, ids: Sequence[int]) -> list[dict[str, Any]]:
         """Return what is known of some rows, their vectors and norms left out."""
@@ -141,8 +160,11 @@ class VectorTable:
                     found = vectors_of(batch)[rows[-1]]
         return found
 
-    def search(self, queries: NDArray[np.float32], k: int) -> Hits:
+    def search(self, queries: NDArray[np.float32], k: int, *, exact: bool = False) -> Hits:
         """Find the rows most like each query, by cosine similarity.
+
+        With an index, and unless it shall be exact, a few of them may be missed. Of more than
+        100 rows none is.
 
         Raises:
             InvalidRequestError: The queries have another length than the vectors, or hold
@@ -158,14 +180,32 @@ class VectorTable:
             raise InvalidRequestError("the query holds something that is no number")
         if not 1 <= k <= 10_000:
             raise InvalidRequestError(f"k is {k}", hint="Choose 1 to 10000.")
-        return nearest(self._pieces(), np.ascontiguousarray(queries, np.float32), k)
+        asked = np.ascontiguousarray(queries, np.float32)
+        index = None if exact or k > MOST_APPROXIMATE else self.opened_index
+        if index is not None:
+            return index.search(list(self.pieces()), asked, k)
+        return nearest(self.pieces(), asked, k)
 
-    def _pieces(self) -> Iterator[Piece]:
+    def pieces(self) -> Iterator[Piece]:
+        """Return the vectors, as they lie in the files."""
         first = 0
         for batch in self.batches():
             norms = batch.column("norm").to_numpy(zero_copy_only=True)
             yield Piece(vectors_of(batch), norms, first)
             first += batch.num_rows
+
+    @cached_property
+    def opened_index(self) -> VectorIndex | None:
+        """The index; None where there is none, none that is of use, or no faiss."""
+        if self.index is None or not has_library():
+            return None
+        try:
+            return VectorIndex(self._folder / self.index.file, self.index)
+        except FileNotFoundError:
+            raise
+        except CorruptVectorsError as error:
+            log.warning("all rows are looked at instead: %s", error)
+            return None
 
     @cached_property
     def _readers(self) -> list[Any]:

@@ -3,6 +3,7 @@
 import pytest
 
 from hyprstream.errors import HyprstreamError, InvalidSqlError, SqlNotAllowedError
+from hyprstream.runtime.sql_config import SqlConfig
 from hyprstream.runtime.warehouse.warehouse import Caller, Warehouse
 from hyprstream.vectors.store import VectorStore
 from tests.runtime.warehouse.fakes import FakeBrain
@@ -68,6 +69,37 @@ HOSTILE = [
     "CREATE VIEW x AS SELECT * FROM read_text('/etc/passwd')",
     "CREATE TABLE x AS SELECT * FROM checkpoint()",
     "EXPLAIN ANALYZE SELECT * FROM checkpoint()",
+    "SELECT path FROM duckdb_databases()",
+    "FROM duckdb_databases",
+    "FROM system.main.duckdb_databases",
+    "SELECT * FROM duckdb_settings()",
+    "FROM pg_catalog.pg_settings",
+    "SELECT current_setting('home_directory')",
+    "SELECT getenv('HOME')",
+    "FROM duckdb_extensions()",
+    "FROM duckdb_live_query_metrics()",
+    "FROM pragma_database_list()",
+    "FROM query_table('models')",
+    "SHOW ALL SETTINGS",
+    "CREATE VIEW x AS FROM duckdb_databases",
+    "CREATE MACRO x() AS current_setting('home_directory')",
+    "CREATE TABLE x AS SELECT * FROM \"query\" /* /* */ */ ('SELECT 1')",
+    "CREATE TABLE x AS SELECT * FROM query -- (\n ('SELECT 1')",
+    'CREATE VIEW x AS SELECT * FROM U&"\\0063heckpoint"()',
+    "COPY models TO STDOUT",
+    "COPY (SELECT 1) TO '/dev/stdout'",
+    "FROM read_duckdb('x.db')",
+    "FROM parquet_schema('/etc/passwd')",
+    "SELECT repeat('a', 10000000000)",
+    "SELECT list(range) FROM range(1000000000000)",
+    "SELECT string_agg(repeat('x', 1000000), '') FROM range(100000)",
+    "SELECT range(1000000000000)",
+    "SELECT count(*) FROM range(1000000000000) r(i) GROUP BY i % 1000000007",
+    "SELECT * FROM range(1000000) a, range(1000000) b, range(1000000) c ORDER BY ALL",
+    "WITH RECURSIVE r AS (SELECT 1 AS i UNION ALL SELECT i + 1 FROM r) SELECT count(*) FROM r",
+    "SELECT " + "NOT " * 20_000 + "true",
+    "SELECT " + "[" * 5000 + "]" * 5000,
+    "SELECT * FROM " + "(SELECT * FROM " * 2000 + "models" + ")" * 2000,
     "SELECT secret",  # a variable of Python
     "SELECT * FROM secret",
     "SELECT " + "(" * 3000 + "1" + ")" * 3000,
@@ -83,7 +115,8 @@ def warehouse(tmp_path_factory):
 
     live = {"models": lambda: pa.table({"ref": ["a"]})}
     vectors = VectorStore(tmp_path_factory.mktemp("vectors"))
-    with Warehouse(None, vectors, live=live, brain=FakeBrain()) as opened:
+    bounds = SqlConfig(timeout_s=0.5, memory_bytes=128 << 20)
+    with Warehouse(None, vectors, config=bounds, live=live, brain=FakeBrain()) as opened:
         yield opened
 
 
@@ -127,6 +160,22 @@ def test_a_reader_of_a_transaction_changes_nothing_either(warehouse):
     with pytest.raises(SqlNotAllowedError):
         warehouse.start(READER, "CREATE TABLE z (a INT)", transaction=open_)
     open_.end(commit=True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "SELECT 'query (x)', 'checkpoint' AS query",
+        "CREATE OR REPLACE TABLE words AS SELECT 'the last query' AS query, 'checkpoint' AS b",
+        "FROM information_schema.tables",
+        "FROM pg_catalog.pg_database",
+        "SHOW TABLES",
+        "DESCRIBE models",
+        "SUMMARIZE models",
+    ],
+)
+def test_words_are_no_functions_and_harmless_ones_answer(warehouse, text):
+    assert "'/" not in str(warehouse.query(WRITER, text).to_pylist())
 
 
 def test_a_mistake_is_told_as_one(warehouse):

@@ -17,7 +17,7 @@ from hyprstream.runtime.model import Model
 from hyprstream.vectors.table import Stamp
 
 _MOST_ADAPTED = 8  # versions that are held beside the model, ready to use
-_MOST_TOKENS = 1024
+MOST_TOKENS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +89,8 @@ class ModelBrain:
             InvalidRequestError: `max_tokens` is out of range.
             HyprstreamError: The model does not generate, or the adapter is of no use.
         """
-        if not 1 <= max_tokens <= _MOST_TOKENS:
-            raise InvalidRequestError(f"max_tokens is {max_tokens}, not 1 to {_MOST_TOKENS}")
+        if not 1 <= max_tokens <= MOST_TOKENS:
+            raise InvalidRequestError(f"max_tokens is {max_tokens}, not 1 to {MOST_TOKENS}")
         model, _ = self._ready(adapter)
         return [
             model.generate(prompt, temperature=0.0, max_tokens=max_tokens).text

@@ -28,8 +28,9 @@ _HIT_TYPE = pa.list_(
 )
 _SIMILARITY = f"""CREATE MACRO {LIVE}.main.similarity(a, b) AS
     list_cosine_similarity(a::FLOAT[], b::FLOAT[])"""
-_SEARCH = f"""CREATE MACRO {LIVE}.main.search(name, query, k := 10) AS TABLE
-    SELECT unnest(hyprstream_search(name, query::VARCHAR, typeof(query), k), recursive := true)"""
+_SEARCH = f"""CREATE MACRO {LIVE}.main.search(name, query, k := 10, exact := false)
+    AS TABLE SELECT
+    unnest(hyprstream_search(name, query::VARCHAR, typeof(query), k, exact), recursive := true)"""
 _EMBED = f"""CREATE MACRO {LIVE}.main.embed(content) AS hyprstream_embed(content, ''),
     (content, adapter) AS hyprstream_embed(content, adapter)"""
 _GENERATE = f"""CREATE MACRO {LIVE}.main.generate(prompt, adapter := '', max_tokens := 64) AS
@@ -43,7 +44,7 @@ def functions_of(brain: Brain | None, vectors: VectorStore) -> list[Function]:
         Function(
             name="hyprstream_search",
             call=_searching(brain, vectors),
-            takes=(text, text, text, "BIGINT"),
+            takes=(text, text, text, "BIGINT", "BOOLEAN"),
             returns=_HIT,
         )
     ]
@@ -103,13 +104,15 @@ def _searching(brain: Brain | None, vectors: VectorStore) -> Callable[..., pa.Ar
         queries: pa.ChunkedArray,
         kinds: pa.ChunkedArray,
         ks: pa.ChunkedArray,
+        exacts: pa.ChunkedArray,
     ) -> pa.Array:
-        columns = [column.to_pylist() for column in (names, kinds, ks)]
+        columns = [column.to_pylist() for column in (names, kinds, ks, exacts)]
         texts = queries.to_pylist()
         found: list[list[dict[str, Any]]] = [[] for _ in texts]
-        for (name, kind, k), rows in _grouped(list(zip(*columns, strict=True))):
+        for (name, kind, k, exact), rows in _grouped(list(zip(*columns, strict=True))):
             asked = [texts[i] for i in rows]
-            for i, hits in zip(rows, hits_of(brain, vectors, name, asked, kind, k), strict=True):
+            found_here = hits_of(brain, vectors, name, asked, kind, k, exact=exact)
+            for i, hits in zip(rows, found_here, strict=True):
                 found[i] = hits
         return pa.array(found, _HIT_TYPE)
 
@@ -117,7 +120,14 @@ def _searching(brain: Brain | None, vectors: VectorStore) -> Callable[..., pa.Ar
 
 
 def hits_of(
-    brain: Brain | None, vectors: VectorStore, name: str, queries: Sequence[str], kind: str, k: int
+    brain: Brain | None,
+    vectors: VectorStore,
+    name: str,
+    queries: Sequence[str],
+    kind: str,
+    k: int,
+    *,
+    exact: bool,
 ) -> Iterator[list[dict[str, Any]]]:
     """Search a table for texts, or for vectors that are written as texts.
 
@@ -128,6 +138,7 @@ def hits_of(
         queries: What to search for.
         kind: SQL type that the queries had: a text is embedded, a list is a vector.
         k: How many rows to find for each.
+        exact: Look at every row, also where there is an index.
 
     Raises:
         IncompatibleVectorsError: The table's vectors are not those of the model.
@@ -138,7 +149,7 @@ def hits_of(
     matrix = (
         _numbers(queries) if kind.endswith("]") else query_vectors(brain, vectors, name, queries)
     )
-    hits = table.search(matrix, k)
+    hits = table.search(matrix, k, exact=exact)
     for ids, scores in zip(hits.ids, hits.scores, strict=True):
         rows = table.rows([int(i) for i in ids])
         yield [{**row, "score": float(score)} for row, score in zip(rows, scores, strict=True)]

@@ -74,6 +74,11 @@ def ingest_vectors(
         schema = schema.append(pa.field("embedding", pa.list_(pa.float32(), brain.dim)))
     elif target.adapter:
         raise InvalidRequestError("an adapter embeds texts, and these rows have vectors")
+    if not vectors.shows(stamp):
+        raise SqlNotAllowedError(
+            "a key for some adapters adds vectors that are made with one of these",
+            hint="Send texts, and name the adapter.",
+        )
     dim = dim_of(schema)
     if target.table in vectors.names():
         if target.if_exists == "fail":

@@ -1,17 +1,23 @@
 """What the program has, as Arrow tables: copies of the moment in which they are asked for."""
 
+import hashlib
 import json
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 
 from hyprstream.catalog.catalog import Catalog
 from hyprstream.errors import CorruptStoreError
+from hyprstream.refs import AdapterName
 from hyprstream.runtime.adapters import Adapters
+from hyprstream.runtime.settings import Settings
+from hyprstream.runtime.warehouse.runs import events, training_runs
 from hyprstream.vectors.store import VectorStore
 from hyprstream.vectors.table import VectorTable
 
@@ -32,7 +38,7 @@ _VERSIONS = pa.schema(
     [
         *(("adapter", _TEXT), ("version", _TEXT), ("parent", _TEXT), ("base", _TEXT)),
         *(("kinds", _TEXT), ("codec", _TEXT), ("size_bytes", _NUMBER), ("created_at", _TIME)),
-        ("metrics", _TEXT),
+        *(("metrics", _TEXT), ("made_by", _TEXT)),
     ]
 )
 _MOVES = pa.schema([("adapter", _TEXT), ("at", _TIME), ("action", _TEXT), ("version", _TEXT)])
@@ -40,12 +46,15 @@ _VECTOR_TABLES = pa.schema(
     [
         *(("name", _TEXT), ("dim", _NUMBER), ("num_rows", _NUMBER), ("size_bytes", _NUMBER)),
         *(("model", _TEXT), ("adapter", _TEXT), ("version", _TEXT), ("pooling", _TEXT)),
+        *(("num_indexed", _NUMBER), ("recall", _REAL)),
     ]
 )
+# Who knows the id of an answer may say what they think of it: it is shown as its hash.
+_SOURCE = "CASE WHEN source LIKE 'sent-%' THEN source ELSE sha256(source) END"
 _JOURNAL: Mapping[str, tuple[str, pa.Schema]] = {
     "samples": (
-        "SELECT id, adapter, source, at, json_array_length(tokens), weight, held_out, fate "
-        "FROM samples ORDER BY id",
+        f"SELECT id, adapter, {_SOURCE}, at, json_array_length(tokens), "  # noqa: S608 - constant
+        "weight, held_out, fate FROM samples ORDER BY id",
         pa.schema(
             [
                 *(("id", _NUMBER), ("adapter", _TEXT), ("source", _TEXT), ("at", _TIME)),
@@ -66,8 +75,8 @@ _JOURNAL: Mapping[str, tuple[str, pa.Schema]] = {
         ),
     ),
     "requests": (
-        "SELECT id, adapter, version, at, outcome, prompt_tokens, completion_tokens, feedback "
-        "FROM requests ORDER BY at",
+        "SELECT sha256(id), adapter, version, at, outcome, prompt_tokens, completion_tokens, "
+        "feedback FROM requests ORDER BY at",
         pa.schema(
             [
                 *(("id", _TEXT), ("adapter", _TEXT), ("version", _TEXT), ("at", _TIME)),
@@ -78,12 +87,22 @@ _JOURNAL: Mapping[str, tuple[str, pa.Schema]] = {
     ),
 }
 
+# The column that says whose a row is; a table that is not here is shown to nobody limited.
+_ADAPTER_IN: Mapping[str, str | None] = {
+    "models": None,
+    "adapters": "name",
+    **dict.fromkeys(
+        ("versions", "moves", "vector_tables", "training_runs", "events", *_JOURNAL), "adapter"
+    ),
+}
+
 
 def live_tables(
-    catalog: Catalog, adapters: Adapters, vectors: VectorStore, journal_file: Path
+    settings: Settings, catalog: Catalog, adapters: Adapters, vectors: VectorStore
 ) -> dict[str, Source]:
     """Return how to make each table of the schema `live.main`."""
-    return {
+    journal_file = settings.journal_file
+    tables: dict[str, Source] = {
         "models": lambda: _models(catalog),
         "adapters": lambda: _adapters(adapters),
         "versions": lambda: _versions(adapters),
@@ -91,6 +110,32 @@ def live_tables(
         "vector_tables": lambda: vector_tables(vectors),
         **{name: _from_journal(journal_file, name) for name in _JOURNAL},
     }
+    tables["training_runs"] = training_runs(
+        adapters, settings.training_folder, tables["versions"], tables["decisions"]
+    )
+    tables["events"] = events(tables["moves"], tables["decisions"], tables["requests"])
+    return tables
+
+
+def visible(sources: Mapping[str, Source], adapters: frozenset[AdapterName]) -> dict[str, Source]:
+    """Return the same tables with the rows of some adapters alone.
+
+    Rows that are of no adapter, such as requests to the base model, are not among them; models
+    are of everybody.
+    """
+    return {name: _visible(source, _ADAPTER_IN[name], adapters) for name, source in sources.items()}
+
+
+def _visible(source: Source, column: str | None, adapters: frozenset[AdapterName]) -> Source:
+    if column is None:
+        return source
+    names = pa.array(sorted(adapters), pa.utf8())
+
+    def read() -> pa.Table:
+        table = source()
+        return table.filter(pa.compute.is_in(table[column], names))
+
+    return read
 
 
 def vector_rows(table: VectorTable) -> pa.Table:
@@ -113,6 +158,8 @@ def vector_tables(vectors: VectorStore) -> pa.Table:
             "num_rows": len(table),
             "size_bytes": table.size_bytes,
             **table.stamp.plain(),
+            "num_indexed": 0 if table.index is None else table.index.num_rows,
+            "recall": None if table.index is None else table.index.recall,
         }
         for table in tables
     ]
@@ -151,7 +198,8 @@ def _versions(adapters: Adapters) -> pa.Table:
     rows = []
     for adapter in adapters.list():
         moves = adapters.history(adapter.name)
-        for version in dict.fromkeys(move.version for move in moves):
+        known = [move.version for move in moves], adapters.tags(adapter.name).values()
+        for version in dict.fromkeys(chain(*known)):
             manifest = adapters.manifest(version)
             rows.append(
                 {
@@ -164,6 +212,7 @@ def _versions(adapters: Adapters) -> pa.Table:
                     "size_bytes": manifest.payload.size_bytes,
                     "created_at": manifest.created,
                     "metrics": json.dumps(dict(manifest.metrics)),
+                    "made_by": manifest.provenance.get("made_by"),
                 }
             )
     return pa.Table.from_pylist(rows, schema=_VERSIONS)
@@ -188,6 +237,7 @@ def _from_journal(file: Path, name: str) -> Source:
             # Beside the process that writes: a reader of its own, which changes nothing.
             journal = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)
             try:
+                journal.create_function("sha256", 1, _sha256, deterministic=True)
                 rows = journal.execute(query).fetchall()
             finally:
                 journal.close()
@@ -198,6 +248,10 @@ def _from_journal(file: Path, name: str) -> Source:
         return pa.Table.from_arrays(arrays, schema=schema)
 
     return read
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:

@@ -23,6 +23,17 @@ _ACTING = frozenset(
         *("checkpoint", "force_checkpoint", "write_log", "query", "json_execute_serialized_sql"),
         *("arrow_scan", "arrow_scan_dumb", "pandas_scan", "python_arrow_scan"),
         *("python_map_function", "duckdb_logs", "duckdb_secrets", "which_secret", "seq_scan"),
+        *("query_table", "copy_database", "import_database"),
+    }
+)
+# Functions and views that tell where things lie on this machine, or what others are doing.
+_TELLING = frozenset(
+    {
+        *("duckdb_databases", "duckdb_settings", "duckdb_extensions", "current_setting"),
+        *("duckdb_extension_repositories", "duckdb_temporary_files", "duckdb_live_query_metrics"),
+        *("duckdb_external_file_cache", "duckdb_external_resources", "duckdb_log_contexts"),
+        *("duckdb_prepared_statements", "pragma_database_list", "database_list", "getenv"),
+        "pg_settings",
     }
 )
 _QUERY_NODES = frozenset({"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"})
@@ -91,7 +102,7 @@ def _kind(cursor: Any, statement: Any, words: frozenset[str]) -> str:
     """Return what a statement does; `WITH x AS (INSERT ..) SELECT` inserts when it is bound."""
     kind: str = statement.type.name
     if kind != "SELECT":
-        _check_functions(words)
+        _check_names(_called(statement.query, words) | words & _TELLING)
         if kind == "DROP" and "drop" not in words:
             return "DEALLOCATE"
         return "INSERT" if kind == "EXPLAIN" and _ANALYSES.match(statement.query) else kind
@@ -99,15 +110,23 @@ def _kind(cursor: Any, statement: Any, words: frozenset[str]) -> str:
         row = cursor.execute("SELECT json_serialize_sql($1)", [statement.query]).fetchall()
     tree = json.loads(row[0][0])
     if tree.get("error"):
-        _check_functions(words)
+        _check_names(words)
         return "INSERT"  # it cannot be looked into: take the worst
-    nodes, functions = set[str](), set[str]()
-    _collect(tree, nodes, functions)
-    _check_functions(functions)
+    nodes, functions, tables = set[str](), set[str](), set[str]()
+    _collect(tree, nodes, functions, tables)
+    _check_names(functions | tables & _TELLING)
     return "SELECT" if nodes <= _QUERY_NODES else "INSERT"
 
 
-def _collect(root: Any, nodes: set[str], functions: set[str]) -> None:
+def _called(text: str, words: frozenset[str]) -> set[str]:
+    """Return the functions that a statement may call, and perhaps some that it does not."""
+    named = words & _ACTING
+    if "/*" in text or "--" in text:
+        return set(named)  # a comment may stand between a name and what it is called with
+    return {name for name in named if re.search(rf'{name}"?\s*\(', text, re.IGNORECASE)}
+
+
+def _collect(root: Any, nodes: set[str], functions: set[str], tables: set[str]) -> None:
     waiting = [root]
     while waiting:
         part = waiting.pop()
@@ -118,14 +137,17 @@ def _collect(root: Any, nodes: set[str], functions: set[str]) -> None:
             name = part.get("function_name")
             if isinstance(name, str):
                 functions.add(name.lower())
+            table = part.get("table_name")
+            if isinstance(table, str):
+                tables.add(table.lower())
             waiting += part.values()
         elif isinstance(part, list):
             waiting += part
 
 
-def _check_functions(names: set[str] | frozenset[str]) -> None:
-    if found := sorted(names & _ACTING):
-        raise SqlNotAllowedError(f"the function {found[0]!r} may not be used here")
+def _check_names(names: set[str] | frozenset[str]) -> None:
+    if found := sorted(names & (_ACTING | _TELLING)):
+        raise SqlNotAllowedError(f"{found[0]!r} may not be used here")
 
 
 def _check(kind: str, text: str, *, can_write: bool) -> None:

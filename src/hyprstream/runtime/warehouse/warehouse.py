@@ -13,20 +13,16 @@ from typing import Any, Self
 import pyarrow as pa
 
 from hyprstream.errors import HyprstreamError, SqlNotAllowedError
-from hyprstream.refs import ModelRef
-from hyprstream.runtime.adapters import Adapters
-from hyprstream.runtime.info import describe
-from hyprstream.runtime.model import Model
-from hyprstream.runtime.models import open_catalog
-from hyprstream.runtime.settings import Settings
+from hyprstream.refs import AdapterName
 from hyprstream.runtime.sql_config import SqlConfig
-from hyprstream.runtime.warehouse.brain import Brain, ModelBrain
+from hyprstream.runtime.warehouse.brain import Brain
 from hyprstream.runtime.warehouse.database import Database
 from hyprstream.runtime.warehouse.execution import EMPTY, Execution, Transaction
 from hyprstream.runtime.warehouse.failures import translated
 from hyprstream.runtime.warehouse.functions import functions_of, macros_of
+from hyprstream.runtime.warehouse.indexer import Indexer
 from hyprstream.runtime.warehouse.ingest import VECTORS, Ingest, ingest_rows, ingest_vectors
-from hyprstream.runtime.warehouse.live import Source, live_tables, vector_rows
+from hyprstream.runtime.warehouse.live import Source, vector_rows
 from hyprstream.runtime.warehouse.parameters import Row, nulls, parameter_schema
 from hyprstream.runtime.warehouse.statements import Parsed, parse
 from hyprstream.vectors.store import VectorStore
@@ -39,11 +35,15 @@ class Caller:
 
     Attributes:
         name: Whose statements, transactions and sessions these are.
-        can_write: Whether they may change anything.
+        can_write: Whether they may add rows and make tables.
+        can_manage: Whether they may change adapters.
+        adapters: The only adapters of which they see anything; None is all of them.
     """
 
     name: str
     can_write: bool = False
+    can_manage: bool = False
+    adapters: frozenset[AdapterName] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +77,7 @@ class Warehouse:
         config: SqlConfig = SqlConfig(),  # noqa: B008 - frozen
         live: Mapping[str, Source] | None = None,
         brain: Brain | None = None,
+        indexer: Indexer | None = None,
     ) -> None:
         """Open it.
 
@@ -86,12 +87,14 @@ class Warehouse:
             config: Bounds.
             live: Name -> how to make the table of what the program has.
             brain: What embeds and generates.
+            indexer: Sees to indexes of tables that grow; None builds none unasked.
 
         Raises:
             UnavailableError: Another process has the file.
         """
         self.vectors = vectors
         self.brain = brain
+        self._indexer = indexer
         self._live = dict(live or {})
         self._shown: dict[str, VectorTable] = {}
         self._turn = threading.Lock()
@@ -226,6 +229,8 @@ class Warehouse:
         if target.schema == VECTORS:
             count = ingest_vectors(self.vectors, self.brain, target, reader.schema, reader)
             self.refresh(frozenset({target.table}))
+            if self._indexer is not None:
+                self._indexer.look(self.vectors, target.table)
             return count
         if transaction:
             with transaction.turn:
@@ -291,36 +296,3 @@ class Warehouse:
         with transaction.turn:
             transaction.claim(None)
             return parse(cursor, text, can_write=caller.can_write)
-
-
-def open_warehouse(settings: Settings, adapters: Adapters, model: Model | None = None) -> Warehouse:
-    """Open the warehouse of this machine.
-
-    Args:
-        settings: Where things are, and bounds.
-        adapters: The adapters of this machine; open as long as the warehouse is.
-        model: A loaded model to embed and generate with; None loads that of the settings
-            when a statement asks for it, if it is on this machine.
-
-    Raises:
-        UnavailableError: Another process has the tables.
-    """
-    vectors = VectorStore(settings.vectors_folder)
-    return Warehouse(
-        settings.sql_folder / "tables.duckdb",
-        vectors,
-        config=settings.sql,
-        live=live_tables(open_catalog(settings), adapters, vectors, settings.journal_file),
-        brain=_brain(settings, adapters, model),
-    )
-
-
-def _brain(settings: Settings, adapters: Adapters, model: Model | None) -> Brain | None:
-    if model is not None:
-        return ModelBrain(lambda: model, model.info.width, adapters)
-    ref = settings.model.ref
-    try:
-        path = open_catalog(settings).find(ModelRef.parse(ref))
-    except HyprstreamError:
-        return None  # nothing is fetched for a statement
-    return ModelBrain(lambda: Model.load(ref, settings=settings), describe(path).width, adapters)
