@@ -28,7 +28,7 @@ from hyprstream.store.store import AdapterStore
 from tests.server.process import ServerProcess
 
 POET = AdapterName("poet")
-EAGER = {  # whatever is learnt is published soon: it is about what a kill does to that
+EAGER = {  # learning begins early and goes on
     "HYPRSTREAM_TRAIN__LEARNER__MIN_WAITING": "8",
     "HYPRSTREAM_TRAIN__LEARNER__MAX_SAMPLES": "8",
     "HYPRSTREAM_TRAIN__LEARNER__MIN_HELD_OUT": "8",
