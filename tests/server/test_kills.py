@@ -2,6 +2,10 @@
 
 Clients send samples and ask for answers while adapters learn; then the process is killed, with
 SIGKILL, at a random moment, and everything on the disk has to agree with what they were told.
+
+Of a model of random weights the gate rejects what it learns, so kills come while versions are
+made and judged; those in the middle of a publication are in `tests/runtime/test_journal_kills.py`,
+with the same journal and store.
 """
 
 import random
@@ -24,7 +28,7 @@ from hyprstream.store.store import AdapterStore
 from tests.server.process import ServerProcess
 
 POET = AdapterName("poet")
-EAGER = {  # whatever is learnt is published soon: it is about what a kill does to that
+EAGER = {  # learning begins early and goes on
     "HYPRSTREAM_TRAIN__LEARNER__MIN_WAITING": "8",
     "HYPRSTREAM_TRAIN__LEARNER__MAX_SAMPLES": "8",
     "HYPRSTREAM_TRAIN__LEARNER__MIN_HELD_OUT": "8",
@@ -158,8 +162,7 @@ def test_a_kill_loses_no_sample_that_was_acknowledged(alone):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_thirty_kills_lose_no_sample_and_no_version(alone):
-    _, num_published = survive(alone, 30, seed=2)
-    assert num_published > 0  # or nothing was ever on its way
+    survive(alone, 30, seed=2)
     with ServerProcess(alone, **EAGER) as server, server.client() as client:
         body = {"model": "poet", "prompt": "x", "max_tokens": 4}
         client.post("/v1/completions", json=body).raise_for_status()
