@@ -2,8 +2,10 @@
 
 import shutil
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from hypothesis import settings
@@ -14,7 +16,9 @@ from typing_extensions import override
 from hyprstream.errors import InvalidSettingsError, StorageFullError
 from hyprstream.refs import AdapterName
 from hyprstream.runtime.adaptation import PAUSE_S, AdaptationLoop
+from hyprstream.runtime.adapters import Adapters
 from hyprstream.runtime.journal import Journal
+from hyprstream.runtime.kept_samples import KeptSamples
 from hyprstream.runtime.learners import (
     Budget,
     Learner,
@@ -23,8 +27,12 @@ from hyprstream.runtime.learners import (
     LoopParts,
     spent_on,
 )
+from hyprstream.runtime.learning import Learning
+from hyprstream.runtime.recorder import RecorderConfig, TrafficRecorder
+from hyprstream.runtime.retention_config import RetentionConfig
 from hyprstream.runtime.watch import FeedbackWatch, WatchConfig
-from hyprstream.train.buffer import BufferConfig, SampleBuffer
+from hyprstream.store.store import AdapterStore
+from hyprstream.train.buffer import BufferConfig, Owner, SampleBuffer
 from hyprstream.train.gate import Gate, GateConfig
 from tests.runtime.learning import (
     EXPLOSIVE,
@@ -511,3 +519,54 @@ class LoopMachine(RuleBasedStateMachine):
 
 LoopMachine.TestCase.settings = settings(max_examples=20, stateful_step_count=40, deadline=None)
 TestLoop = LoopMachine.TestCase
+
+
+def kept_samples(stage: Stage) -> KeptSamples:
+    """What callers delete with, on the stage: nobody asks for its adapters."""
+    learning = Learning(
+        journal=stage.journal, buffer=stage.buffer, loop=cast("Any", stage.loop),
+        io=ThreadPoolExecutor(1),
+    )  # fmt: skip
+    recorder = TrafficRecorder(
+        stage.buffer, stage.journal, {}, encode=lambda _: (), observe=lambda *_: None,
+        config=RecorderConfig(),
+    )  # fmt: skip
+    adapters = Adapters(AdapterStore(stage.folder / "adapters"))
+    return KeptSamples(learning, recorder, adapters, RetentionConfig())
+
+
+@pytest.mark.parametrize("num_slices", [0, 1, 5, 30])
+def test_nothing_is_learnt_from_samples_that_were_deleted_meanwhile(stage, num_slices):
+    ada, bob = Owner(user="ada"), Owner(user="bob")
+    for number in range(60):
+        owner = ada if number % 2 else bob
+        stage.buffer.add(A, lesson(number), f"r{number}", owner)
+    of_bob = {kept.id for kept in stage.journal.waiting() if int(kept.source[1:]) % 2 == 0}
+    for _ in range(num_slices):
+        stage.loop.run_slice()
+    erased = kept_samples(stage).erase(ada)
+    assert (erased.samples, erased.versions) == ({A: 30}, {})
+    stage.run()
+    # The version that was being made is not there; what came of the others is.
+    assert {kept.id for kept in stage.journal.waiting()} <= of_bob
+    for decision in stage.journal.decisions():
+        assert set(decision.samples) <= of_bob
+    assert stage.loop.failure is None
+
+
+def test_versions_that_had_learnt_from_what_is_deleted_are_told(stage):
+    for number in range(60):
+        owner = Owner(user="ada" if number < 20 else "bob")
+        stage.buffer.add(A, lesson(number), f"r{number}", owner)
+    stage.run()
+    published = [d for d in stage.journal.decisions(A) if d.action == "published"]
+    assert len(published) > 1
+    of_ada = {kept.id for kept in [*stage.journal.used()] if int(kept.source[1:]) < 20}
+    expected = [d.version for d in published if not of_ada.isdisjoint(d.samples)]
+    assert 0 < len(expected) < len(published)
+    erased = kept_samples(stage).erase(Owner(user="ada"))
+    assert erased.versions == {A: expected}
+    assert erased.samples == {A: 20}
+    counts = stage.buffer.counts()[A]
+    stage.start()  # a new process has the same
+    assert stage.buffer.counts()[A] == counts

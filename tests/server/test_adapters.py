@@ -6,6 +6,7 @@ import time
 import pytest
 
 from hyprstream.runtime.adapters import open_adapters
+from hyprstream.runtime.learning_report import learning_status
 from hyprstream.runtime.settings import Settings
 from tests.runtime.adapted_models import commit, trained
 from tests.server.process import ServerProcess
@@ -164,14 +165,14 @@ def test_answers_that_users_correct_are_learnt_from_and_survive_a_kill(tmp_path)
         assert say(corrected[0], thumbs="up", score=1) == "invalid_request"
         assert say(corrected[0], thumbs="down") == "withdrawn"
         wait_for_samples(client, 3)
+        assert client.post("/v1/training/nobody/start", json={}).status_code == 404
         server.process.kill()
         server.process.wait(10)
-    with ServerProcess(home) as server, server.client() as client:
-        wait_for_samples(client, 3)
-        assert status_of(client)["learn"] == "feedback"
-        assert client.post("/v1/training/poet/stop").json()["learn"] == "off"
-        assert client.post("/v1/training/nobody/start", json={}).status_code == 404
-        assert server.end() == 0
+    settings = Settings(home=home)
+    with open_adapters(settings) as adapters:
+        [status] = learning_status(adapters, settings, "poet")
+    assert status.samples.waiting + status.samples.held_out == 3
+    assert status.policy.learn == "feedback"
 
 
 @pytest.mark.timeout(120)

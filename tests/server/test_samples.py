@@ -347,3 +347,11 @@ def test_a_key_goes_nowhere_but_to_a_server_that_is_reached_safely(command, url)
     code, _, err = command(*stop, key="a key that is long enough")
     assert code != 0
     assert "long enough" not in err
+
+
+def test_numbers_name_adapters_to_those_who_may_use_them(server):
+    process, keys = server
+    with process.client(keys["poet"][0]) as limited, process.client(keys["one"][0]) as other:
+        for client, names in ((limited, {"poet"}), (other, {"poet", "team/clerk"})):
+            page = client.get("/metrics").text
+            assert {name for name in ("poet", "team/clerk") if f'adapter="{name}"' in page} == names

@@ -100,13 +100,17 @@ def test_answers_under_way_are_finished_when_the_server_is_told_to_end(home):
     shutil.copytree(folder, alone, ignore=shutil.ignore_patterns("keys"))
     with ServerProcess(alone) as server, server.client() as client:
         codes: list[int] = []
-        with client.stream("POST", "/v1/chat/completions", json=STREAM) as answer:
+        with (
+            client.stream("GET", "/v1/events") as watched,  # who looks on is not waited for
+            client.stream("POST", "/v1/chat/completions", json=STREAM) as answer,
+        ):
+            next(watched.iter_lines())
             lines = answer.iter_lines()
             next(lines)
             ending = threading.Thread(target=lambda: codes.append(server.end()))
             ending.start()
             rest = [line for line in lines if line]
-        ending.join(40)
+            ending.join(20)  # less than `drain_s`
         assert rest[-1] == "data: [DONE]"
         assert '"finish_reason":"length"' in rest[-2]
         assert codes == [0]

@@ -167,9 +167,12 @@ def policy(
 
 def policy_lines(status: LearningStatus) -> dict[str, str]:
     """Return what an adapter learns from, as a person reads it."""
-    budget = status.budget
+    budget, policy = status.budget, status.policy
+    days = "as usual" if policy.keep_days is None else f"{policy.keep_days:g} days"
+    most = "the usual number" if policy.keep_samples is None else f"{policy.keep_samples:,}"
     return {
         "learns from traffic": status.policy.learn,
+        "keeps samples": f"{days}, {most} at most",
         "trusted": ", ".join(["unrelated text", *status.trusted]),
         "budget a day": f"{budget.steps} steps, {in_time(budget.seconds)}, "
         f"{budget.tokens:,} tokens",

@@ -27,6 +27,7 @@ from hyprstream.engine.preparing import Preparations
 from hyprstream.engine.request import Request
 from hyprstream.engine.stats import EngineStats
 from hyprstream.engine.stream import TokenStream
+from hyprstream.engine.token_meter import TokenMeter
 from hyprstream.errors import (
     EngineStoppedError,
     HyprstreamError,
@@ -48,6 +49,9 @@ class Engine:
     Start it on the event loop whose tasks are to use it, with `async with` or `start` and
     `stop`. All methods but `abort` belong to that loop. An engine that has failed or was
     stopped refuses everything with `EngineStoppedError` and cannot be started again.
+
+    Attributes:
+        tokens: Counts the tokens of all answers; for any thread.
 
     Invariants, checked by `test_engine.py`: no call and no stream waits for an engine that
     has ended; a request that nobody reads holds no blocks, slots or pins.
@@ -90,6 +94,8 @@ class Engine:
         )
         self._has_ended = asyncio.Event()
         self._io = ThreadPoolExecutor(_NUM_IO_THREADS, thread_name_prefix="hyprstream-io")
+        # Written on the engine thread, read on any.
+        self.tokens = TokenMeter()
         # Touched on the engine thread only.
         self._preparations = Preparations(
             core,
@@ -315,6 +321,7 @@ class Engine:
             if event.is_last and event.sequence_id.request_id not in self._core
         ]
         started = self._core.started
+        self.tokens.add(sum(event.token is not None for event in events))
         if events or started:
             self._tell(Batch(events, tuple(dict.fromkeys(over)), started, now_ns))
 

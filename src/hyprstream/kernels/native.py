@@ -3,7 +3,7 @@
 import ctypes
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 FILE = Path(__file__).with_name("libnative.so")
 """Where the installation puts what it compiles from the C++ files."""
@@ -33,44 +33,48 @@ class Kernels:
     """What the C++ files offer. Nothing is checked: whoever calls knows that sizes are right."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        pointer, size = ctypes.c_void_p, ctypes.c_int64
-        self.low_rank = library.hyprstream_low_rank
-        """Products with low-rank adapters: see `low_rank.cpp` for the parameters."""
-        self.low_rank.argtypes = [size, *[pointer] * 4, *[size] * 3, *[pointer] * 3]
-        self.low_rank.restype = None
-        self.peaks = library.hyprstream_peaks
-        """Largest numbers of rows, and their places."""
-        self.peaks.argtypes = [size, pointer, size, size, pointer, pointer]
-        self.peaks.restype = None
-        self.attend = library.hyprstream_attend
-        """Attention over blocks: see `attention.cpp` for the parameters."""
-        real = ctypes.c_float
-        self.attend.argtypes = [size, *[pointer] * 4, size, *[pointer] * 3, *[size] * 5, real, real]
-        self.attend.restype = None
-        self.rms_norm = library.hyprstream_rms_norm
-        """Normalises rows."""
-        self.rms_norm.argtypes = [size, pointer, pointer, real, size, size, pointer]
-        self.rms_norm.restype = None
-        self.rotate = library.hyprstream_rotate
-        """Turns pairs of channels."""
-        self.rotate.argtypes = [size, *[pointer] * 3, *[size] * 4, pointer]
-        self.rotate.restype = None
-        self.gate = library.hyprstream_gate
-        """silu(x) * up."""
-        self.gate.argtypes = [size, pointer, pointer, size, pointer]
-        self.gate.restype = None
-        self.packed_products = library.hyprstream_packed_products
-        """Products with up to three `PackedMatrix`: see `quantised.cpp` for the parameters."""
-        self.packed_products.argtypes = [size, pointer, *[size] * 3, *[pointer] * 6]
-        self.packed_products.restype = None
-        self.packed_rows = library.hyprstream_packed_rows
-        """A `PackedMatrix` as numbers: see `quantised.cpp` for the parameters."""
-        self.packed_rows.argtypes = [size, pointer, size, size, pointer]
-        self.packed_rows.restype = None
-        self.packed_is_fast = library.hyprstream_packed_is_fast
+        pointer, size, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+        self.low_rank = _function(
+            library, "low_rank", size, *[pointer] * 4, *[size] * 3, *[pointer] * 3
+        )
+        """Adds low-rank adapters to rows: see `low_rank.cpp`."""
+        self.peaks = _function(library, "peaks", size, pointer, size, size, pointer, pointer)
+        """Largest numbers of rows, and their places: see `peaks.cpp`."""
+        self.attend = _function(
+            library,
+            "attend",
+            *[size, *[pointer] * 4, size, *[pointer] * 3, *[size] * 5, real, real],
+        )
+        """Attention over blocks: see `attention.cpp`."""
+        self.rms_norm = _function(
+            library, "rms_norm", size, pointer, pointer, real, size, size, pointer
+        )
+        """Normalises rows: see `rows.cpp`."""
+        self.rotate = _function(library, "rotate", size, *[pointer] * 3, *[size] * 4, pointer)
+        """Turns pairs of channels: see `rows.cpp`."""
+        self.gate = _function(library, "gate", size, pointer, pointer, size, pointer)
+        """silu(x) * up: see `rows.cpp`."""
+        self.packed_products = _function(
+            library, "packed_products", size, pointer, *[size] * 3, *[pointer] * 6
+        )
+        """Products with up to three `PackedMatrix`: see `quantised.cpp`."""
+        self.packed_rows = _function(library, "packed_rows", size, pointer, size, size, pointer)
+        """A `PackedMatrix` as numbers: see `quantised.cpp`."""
+        self.packed_is_fast = _function(library, "packed_is_fast", result=size)
         """1 if this processor has the instructions that the products are written for."""
-        self.packed_is_fast.argtypes = []
-        self.packed_is_fast.restype = size
+        self.multiplies_bfloat16 = _function(library, "multiplies_bfloat16", result=size)
+        """1 if this processor's products of bfloat16 are worth while, AMX left aside."""
+
+
+def _function(
+    library: ctypes.CDLL,
+    name: str,
+    *parameters: type,
+    result: type | None = None,
+) -> Any:
+    function = getattr(library, f"hyprstream_{name}")
+    function.argtypes, function.restype = parameters, result
+    return function
 
 
 def open_kernels(file: Path = FILE) -> Kernels | None:

@@ -119,9 +119,10 @@ class AdaptationLoop(Generic[Weights]):
         return why if self._parts.clock() < until else None
 
     def wait(self) -> None:
-        """Return when what the loop waits for is there."""
-        if self._awaited is not None:
-            wait([self._awaited])
+        """Return when what the loop waits for is there; from any thread."""
+        awaited = self._awaited
+        if awaited is not None:
+            wait([awaited])
 
     def observe(self, name: AdapterName, version: VersionId, *, is_bad: bool) -> None:
         """Note what a user said of an answer of a version."""
@@ -195,7 +196,8 @@ class AdaptationLoop(Generic[Weights]):
             self._pause(name, error)
             return
         kept = parts.buffer.take(name, learner.config.max_samples)
-        lesson = Lesson(learner=learner, parent=parent, start=start, kept=kept)
+        fresh = frozenset(one.id for one in kept if parts.buffer.is_taken(name, one.id))
+        lesson = Lesson(learner=learner, parent=parent, start=start, kept=kept, fresh=fresh)
         self._lesson, teaching = lesson, self._teaching
         try:
             yield from teaching.collect(lesson)
@@ -302,9 +304,8 @@ class AdaptationLoop(Generic[Weights]):
         return future.result()
 
     def _wanted(self, lesson: Lesson[Weights]) -> tuple[int, ...]:
-        """Return the samples that were learnt from for the first time."""
-        buffer, name = self._parts.buffer, lesson.learner.name
-        return tuple(kept.id for kept in lesson.learnt if buffer.is_taken(name, kept.id))
+        """Return the samples that were learnt from for the first time, deleted ones as well."""
+        return tuple(kept.id for kept in lesson.learnt if kept.id in lesson.fresh)
 
     def _drop(
         self, lesson: Lesson[Weights], action: Action, reasons: tuple[str, ...]

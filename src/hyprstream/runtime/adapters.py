@@ -4,9 +4,9 @@ Works on stored tensors and needs no torch. What brings an adapter to a model is
 `runtime/adapted.py`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Self
 
@@ -15,7 +15,7 @@ import numpy as np
 from hyprstream.errors import AdapterExistsError, AdapterNotFoundError, InvalidRequestError
 from hyprstream.lora.seeds import stream_start
 from hyprstream.lora.summary import compare, summarise
-from hyprstream.refs import AdapterRef, VersionId, adapter_name
+from hyprstream.refs import AdapterName, AdapterRef, VersionId, adapter_name
 from hyprstream.runtime.adapter_records import AdapterDiff, AdapterInfo, Committed
 from hyprstream.runtime.recorded_training import recorded
 from hyprstream.runtime.settings import Settings
@@ -206,6 +206,10 @@ class Adapters:
     def history(self, name: str) -> list[Move]:
         """List the moves of a name, the first one first."""
         return self._store.history(adapter_name(name))
+
+    def moves_after(self, moment: datetime, most: int) -> Sequence[tuple[AdapterName, Move]]:
+        """List the latest moves of all names after a moment (UTC), the first one first."""
+        return self._store.moves_after(moment, most)
 
     def promote(self, ref: str, note: Note = _NOTHING) -> VersionId:
         """Let a name point at the version of a tag or a beginning of its id.

@@ -12,7 +12,7 @@ from hyprstream.refs import AdapterName
 from hyprstream.runtime.adapters import Adapters
 from hyprstream.runtime.learning import Learning
 from hyprstream.runtime.recorder import TrafficRecorder
-from hyprstream.runtime.retention import Erased, erase, remove_expired
+from hyprstream.runtime.retention import Erased, remove_expired, told_of
 from hyprstream.runtime.retention_config import RetentionConfig
 from hyprstream.train.buffer import NOBODY, Added, Kept, Owner
 from hyprstream.train.encode import SampleMaker
@@ -119,8 +119,11 @@ class KeptSamples:
         Raises:
             UnavailableError: As `Journal.remove_of`.
         """
-        erased, removed = erase(self._learning.journal, owner, may_remove)
+        journal = self._learning.journal
+        removed = journal.remove_of(owner, may_remove)
         self._let_go(removed)
+        self._learning.loop.wait()  # what is being published is known to the journal then
+        erased = told_of(removed, journal.decisions())
         num_remembered = self._recorder.forget(
             lambda exchange: (
                 exchange.adapter is not None

@@ -15,7 +15,9 @@ from hyprstream.models.decoder import Decoder
 from hyprstream.refs import VersionId
 from hyprstream.runtime.adaptation import AdaptationLoop
 from hyprstream.runtime.adapters import Adapters, Tensors
+from hyprstream.runtime.events import MOST, ToldDecisions
 from hyprstream.runtime.journal import Journal
+from hyprstream.runtime.journal_rows import Decision
 from hyprstream.runtime.learners import Learner, LessonProgress, LoopParts, day_start, spent_on
 from hyprstream.runtime.learning_config import LearningConfig
 from hyprstream.runtime.publishing import StoreVersions, forget_deleted, recover
@@ -57,7 +59,7 @@ def open_learning(
     learners: Iterable[Learner],
     *,
     install: Callable[[VersionId, LoraWeights], None],
-    tell: Callable[[LessonProgress], None] = lambda _: None,
+    tell: Callable[[LessonProgress | Decision], None] = lambda _: None,
     config: LearningConfig = LearningConfig(),  # noqa: B008 - frozen
 ) -> Learning:
     """Take up learning where the last process left it.
@@ -68,7 +70,8 @@ def open_learning(
         journal_file: Made if absent.
         learners: The adapters that learn.
         install: Lets requests use a version: `installer`.
-        tell: Told on the engine thread how far a version is.
+        tell: Told how far a version is, and of each decision with the latest of former
+            processes; on the threads on which that happens.
         config: Bounds and tests.
 
     Raises:
@@ -87,12 +90,14 @@ def open_learning(
         buffer=buffer,
         gate=Gate(config.gate),
         versions=StoreVersions(adapters, load=load, pack=pack, install=install),
-        journal=journal,
+        journal=ToldDecisions(journal, tell),
         io=io,
         norm_of=norm,
         clock=time.time,
         tell=tell,
     )
+    for decision in journal.decisions()[-MOST["decision"] :]:
+        tell(decision)
     today = spent_on(journal.decisions(since=day_start(time.time())), time.time())
     loop = AdaptationLoop(parts, learners, FeedbackWatch(config.watch), today)
     return Learning(loop=loop, buffer=buffer, journal=journal, io=io)

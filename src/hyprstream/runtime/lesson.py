@@ -26,6 +26,7 @@ class Lesson(Generic[Weights]):
         parent: The version that it begins with.
         start: The weights of that.
         kept: The samples that were taken.
+        fresh: Numbers of those that are taken for the first time.
         learnt: Those of them that are learnt from.
         losses: Under the parent, of those that no look at them alone ruled out.
         association: Losses with their own prompts, and with those of others.
@@ -40,6 +41,7 @@ class Lesson(Generic[Weights]):
     parent: VersionId
     start: Weights
     kept: list[Kept]
+    fresh: frozenset[int] = frozenset()
     learnt: list[Kept] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     association: Pairs | None = None

@@ -18,7 +18,10 @@ from hyprstream.errors import HyprstreamError
 from hyprstream.refs import AdapterName, RequestId, adapter_name
 from hyprstream.runtime.adapters import Adapters
 from hyprstream.runtime.enrolment import learner_of
+from hyprstream.runtime.events import Events
+from hyprstream.runtime.journal_rows import Decision
 from hyprstream.runtime.kept_samples import KeptSamples, SentLine, TakenLine
+from hyprstream.runtime.learners import LessonProgress
 from hyprstream.runtime.learning import Learning, installer, open_learning
 from hyprstream.runtime.learning_stats import LearningStats, Progress
 from hyprstream.runtime.model import Model
@@ -94,22 +97,35 @@ class LiveLearning:
         adapters: Adapters,
         settings: Settings,
         engine: Engine,
-        event_loop: asyncio.AbstractEventLoop,
+        events: Events,
     ) -> "LiveLearning":
         """Take up what the last process left.
+
+        Args:
+            model: The base model.
+            adapters: The store.
+            settings: Where things are, and how adapters learn.
+            engine: Serves.
+            events: Told of what happens; of the event loop that the engine is used on.
 
         Raises:
             CacheBusyError: Another process learns in this home.
             CorruptStoreError: The journal is damaged.
         """
         progress = Progress()
+
+        def tell(told: LessonProgress | Decision) -> None:
+            events.tell(told)
+            if not isinstance(told, Decision):
+                progress.follow(told)
+
         learning = open_learning(
             model.decoder,
             adapters,
             settings.journal_file,
             [],
-            install=installer(engine, event_loop),
-            tell=progress.follow,
+            install=installer(engine, events.loop),
+            tell=tell,
             config=settings.train,
         )
         return cls(model, adapters, settings, learning, progress)

@@ -1,6 +1,6 @@
 """How long, and how many, samples are kept; and what is taken out before that. No torch."""
 
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,6 +8,7 @@ from hyprstream.errors import AdapterNotFoundError
 from hyprstream.refs import AdapterName, VersionId
 from hyprstream.runtime.adapters import Adapters
 from hyprstream.runtime.journal import Journal
+from hyprstream.runtime.journal_rows import Decision
 from hyprstream.runtime.policy import LearningPolicy, Policies
 from hyprstream.runtime.publishing import recover
 from hyprstream.runtime.retention_config import RetentionConfig
@@ -69,25 +70,19 @@ def remove_expired(
     return removed
 
 
-def erase(
-    journal: Journal, owner: Owner, may_remove: Callable[[AdapterName], bool] = lambda _: True
-) -> tuple[Erased, list[Kept]]:
-    """Remove the samples of somebody; see `Journal.remove_of`.
-
-    Returns:
-        What to tell, and what the samples were, for the buffer to let go of.
-    """
-    removed = journal.remove_of(owner, may_remove)
+def told_of(removed: Sequence[Kept], decisions: Iterable[Decision]) -> Erased:
+    """Say what was deleted, and which versions had learnt from it, by what was decided."""
     ids = {kept.id for kept in removed}
     erased = Erased()
     for kept in removed:
         erased.samples[kept.adapter] = erased.samples.get(kept.adapter, 0) + 1
-    for decision in journal.decisions() if ids else ():
-        learnt = decision.action == "published" and decision.version is not None
-        if learnt and not ids.isdisjoint(decision.samples):
+    for decision in decisions if ids else ():
+        # One that is on its way may yet be published.
+        is_there = decision.action in ("published", "publishing") and decision.version is not None
+        if is_there and not ids.isdisjoint(decision.samples):
             assert decision.version is not None
             erased.versions.setdefault(decision.adapter, []).append(decision.version)
-    return erased, removed
+    return erased
 
 
 def erase_samples(adapters: Adapters, settings: Settings, user: str, key: str) -> Erased:
@@ -100,6 +95,7 @@ def erase_samples(adapters: Adapters, settings: Settings, user: str, key: str) -
     journal = Journal(settings.journal_file)
     try:
         recover(journal, adapters)
-        return erase(journal, Owner(user=user, key=key))[0]
+        removed = journal.remove_of(Owner(user=user, key=key))
+        return told_of(removed, journal.decisions())
     finally:
         journal.close()

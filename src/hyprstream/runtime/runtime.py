@@ -6,32 +6,38 @@ one process.
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from datetime import datetime
 from types import TracebackType
 from typing import Self, TypeVar
 
 from hyprstream.engine.assembly import build_core
 from hyprstream.engine.engine import Engine
+from hyprstream.engine.paged_cache import block_bytes
 from hyprstream.engine.stats import EngineStats
 from hyprstream.errors import CacheBusyError, EngineStoppedError, InvalidRequestError
 from hyprstream.lora.basis import BaseLayers
 from hyprstream.lora.weights import LoraWeights, unpack
+from hyprstream.models.decoder import Decoder
 from hyprstream.refs import AdapterName, AdapterRef, VersionId
 from hyprstream.runtime.adapted import load_adapter
 from hyprstream.runtime.adapters import Adapters, open_adapters
 from hyprstream.runtime.evaluation import Evaluations, measuring
+from hyprstream.runtime.events import Events
 from hyprstream.runtime.journal_view import view_held_out
 from hyprstream.runtime.live_learning import LiveLearning
+from hyprstream.runtime.load import RuntimeLoad, Sizes, resident_bytes
 from hyprstream.runtime.model import Model
 from hyprstream.runtime.residence import Residence
 from hyprstream.runtime.settings import Settings, load_settings
 from hyprstream.runtime.text_service import Answered, TextService
 from hyprstream.runtime.training_records import Evaluated
 from hyprstream.store.manifest import check_base
-from hyprstream.store.records import Adapter
+from hyprstream.store.records import Adapter, Move
 from hyprstream.train.sample import Sample
 from hyprstream.train.trainer import Trainer
 
@@ -58,6 +64,8 @@ class Runtime:
         model: The base model.
         adapters: The adapters of this machine. Its calls wait for the disk: see `in_pool`.
         text: Answers, continues, embeds.
+        events: What happens, for whoever looks on.
+        sizes: What adapters take on the disk; its call waits for that, as those of `adapters`.
         learning: Lets adapters learn from what is served; None where that is switched off,
             where the model takes no adapters, and while another process learns in this home.
     """
@@ -93,6 +101,9 @@ class Runtime:
             self._pool = ThreadPoolExecutor(_NUM_POOL_THREADS, thread_name_prefix="hyprstream")
             opened.callback(self._pool.shutdown, cancel_futures=True)
             self.adapters: Adapters = opened.enter_context(open_adapters(self.settings))
+            self.events = Events(self._moves_after, clock=time.time)
+            opened.callback(self.events.close)
+            self.sizes = Sizes(self.adapters)
             self._engine = self._build()
             self.learning = await self._open_learning()
             if self.learning is not None:
@@ -150,6 +161,26 @@ class Runtime:
             EngineStoppedError: It does not run.
         """
         return await self._engine.stats()
+
+    async def load(self) -> RuntimeLoad:
+        """Tell what it does and holds.
+
+        Raises:
+            EngineStoppedError: It does not run.
+        """
+        number, stats, network = self.num_requests, await self.stats(), self.model.network
+        size = 0
+        if isinstance(network, Decoder):
+            size = block_bytes(network.config, network.dtype, self.settings.engine.block_tokens)
+        return RuntimeLoad(
+            engine=stats,
+            num_requests=number,
+            num_tokens=self._engine.tokens.num_tokens,
+            tokens_per_s=self._engine.tokens.per_second,
+            kv_bytes=size * stats.num_blocks,
+            kv_used_bytes=size * (stats.num_blocks - stats.num_free_blocks),
+            resident_bytes=resident_bytes(),
+        )
 
     def adapter_name(self, version: VersionId) -> AdapterName | None:
         """Return the name by which a version was asked for last; None if nobody did."""
@@ -224,11 +255,10 @@ class Runtime:
     async def _open_learning(self) -> LiveLearning | None:
         if not (self.generates and self.settings.train.enabled):
             return None
-        loop = asyncio.get_running_loop()
         try:
             return await self.in_pool(
                 lambda: LiveLearning.open(
-                    self.model, self.adapters, self.settings, self._engine, loop
+                    self.model, self.adapters, self.settings, self._engine, self.events
                 )
             )
         except CacheBusyError:
@@ -257,6 +287,9 @@ class Runtime:
             fetch=fetch,
         )
         return Engine(core, config)
+
+    async def _moves_after(self, moment: datetime, most: int) -> Sequence[tuple[AdapterName, Move]]:
+        return await self.in_pool(lambda: self.adapters.moves_after(moment, most))
 
     def _resolve(self, ref: str) -> VersionId:
         """Tell which version a reference means, if it is for this model. Waits for the disk."""

@@ -158,7 +158,9 @@ class SampleTraining:
         if why is not None:
             raise why
 
-    def _follow(self, progress: LessonProgress) -> None:
+    def _follow(self, progress: LessonProgress | Decision) -> None:
+        if isinstance(progress, Decision):
+            return
         if progress.step <= 1 and progress.phase == "screening":
             self._curve.clear()
         if progress.loss is not None and progress.phase == "learning":

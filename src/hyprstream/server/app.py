@@ -19,7 +19,17 @@ from hyprstream.server.errors import answer_error
 from hyprstream.server.live import LiveConfig
 from hyprstream.server.metrics import Metrics
 from hyprstream.server.middleware import REQUEST_ID, Gate
-from hyprstream.server.routes import adapters, chat, learning, models, samples, service, texts
+from hyprstream.server.routes import (
+    adapters,
+    chat,
+    console,
+    learning,
+    models,
+    samples,
+    service,
+    texts,
+    watching,
+)
 from hyprstream.server.state import ServerState
 from hyprstream.server.tracing import Tracing
 
@@ -28,6 +38,8 @@ ROUTES: Sequence[Route] = (
     *texts.ROUTES,
     *models.ROUTES,
     *samples.ROUTES,
+    *watching.ROUTES,
+    *console.ROUTES,
     *adapters.ROUTES,
     *learning.ROUTES,
     *service.ROUTES,

@@ -33,7 +33,10 @@ class JsonLines(logging.Formatter):
             "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": without_paths(record.getMessage()),
+            # Of a request all is in the fields, its route unchanged.
+            "message": "request"
+            if hasattr(record, "route")
+            else without_paths(record.getMessage()),
         }
         line |= {name: getattr(record, name) for name in FIELDS if hasattr(record, name)}
         if record.exc_info and record.exc_info[1] is not None:

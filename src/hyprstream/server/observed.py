@@ -6,7 +6,7 @@ at most `server.max_metric_adapters` adapters; `hyprstream_adapters` counts all.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -39,20 +39,22 @@ class Moment:
     at: float = 0.0
 
 
-async def observe(runtime: Runtime, most: int) -> Moment:
-    """Look at a runtime; at most so many adapters are told by their names."""
+async def observe(
+    runtime: Runtime, most: int, may_see: Callable[[AdapterName], bool] = lambda _: True
+) -> Moment:
+    """Look at a runtime; at most so many adapters are told by their names, of those one may see."""
     engine = await runtime.stats() if runtime.failure is None else None
 
     def moves() -> tuple[dict[AdapterName, int], int]:
         names = [adapter.name for adapter in runtime.adapters.list()]
-        shown = names[:most]
+        shown = [name for name in names if may_see(name)][:most]
         return {name: len(runtime.adapters.history(name)) for name in shown}, len(names)
 
     generations, number = await runtime.in_pool(moves)
 
     def named(versions: Iterable[VersionId]) -> tuple[AdapterName, ...]:
         found = {runtime.adapter_name(version) for version in versions}
-        return tuple(sorted(name for name in found if name is not None))[:most]
+        return tuple(sorted(name for name in found if name is not None and may_see(name)))[:most]
 
     return Moment(
         engine=engine,

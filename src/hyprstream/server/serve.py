@@ -185,6 +185,7 @@ async def _serve(
         server.reload = functools.partial(_reload, live, server)
         port = listening.getsockname()[1]
         server.when_started = lambda: announce(port)
+        server.when_ending = runtime.events.close  # who looks on would hold it up
         with ExitStack() as told:
             if runtime.learning is not None:
                 told.enter_context(marked(settings, _local_url(settings.server, port)))
@@ -251,6 +252,7 @@ class _Server(uvicorn.Server):
     """Ends at the first signal in good order, at the second one at once."""
 
     when_started: Callable[[], None]
+    when_ending: Callable[[], None]
     reload: Callable[[], None]
     ended_by: int | None = None
 
@@ -277,6 +279,7 @@ class _Server(uvicorn.Server):
         self.force_exit = self.should_exit
         self.should_exit = True
         self.ended_by = number
+        self.when_ending()
 
 
 class TimedProtocol(H11Protocol):

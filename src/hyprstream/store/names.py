@@ -18,7 +18,7 @@ from hyprstream.errors import (
     VersionNotFoundError,
 )
 from hyprstream.refs import AdapterName, AdapterRef, VersionId, adapter_name, version_id
-from hyprstream.store.records import Adapter, Move, Note
+from hyprstream.store.records import Action, Adapter, Move, Note
 
 
 def create(
@@ -109,15 +109,20 @@ def history(db: sqlite3.Connection, name: AdapterName) -> list[Move]:
     rows = db.execute(
         "SELECT action, version, at, by, why FROM moves WHERE name = ? ORDER BY number", (name,)
     )
-    return [
-        Move(
-            action=action,
-            version=VersionId(version),
-            at=datetime.fromisoformat(at),
-            note=Note(by=by, why=why),
-        )
-        for action, version, at, by, why in rows
-    ]
+    return [_read_move(*row) for row in rows]
+
+
+def moves_after(db: sqlite3.Connection, after: str, most: int) -> list[tuple[AdapterName, Move]]:
+    """List the latest moves of all names that came after a moment, the first one first.
+
+    By time, since numbers are given anew when a name is deleted with its moves.
+    """
+    rows = db.execute(
+        "SELECT name, action, version, at, by, why FROM moves WHERE at > ? "
+        "ORDER BY at DESC, number DESC LIMIT ?",
+        (after, most),
+    ).fetchall()
+    return [(AdapterName(name), _read_move(*row)) for name, *row in reversed(rows)]
 
 
 def tag(db: sqlite3.Connection, ref: AdapterRef, to: VersionId) -> None:
@@ -289,6 +294,15 @@ def _no_tag(ref: AdapterRef) -> VersionNotFoundError:
     return VersionNotFoundError(
         f"adapter {ref.name!r} has no tag {ref.tag!r}",
         hint=f"`hyprstream lora tag {ref.name}` lists its tags.",
+    )
+
+
+def _read_move(action: Action, version: str, at: str, by: str, why: str) -> Move:
+    return Move(
+        action=action,
+        version=VersionId(version),
+        at=datetime.fromisoformat(at),
+        note=Note(by=by, why=why),
     )
 
 

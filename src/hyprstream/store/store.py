@@ -200,6 +200,11 @@ class AdapterStore:
         with self._index.look() as db:
             return names.history(db, name)
 
+    def moves_after(self, moment: datetime, most: int) -> list[tuple[AdapterName, Move]]:
+        """List the latest moves of all names after a moment (UTC), the first one first."""
+        with self._index.look() as db:
+            return names.moves_after(db, moment.isoformat(), most)
+
     def tag(self, ref: AdapterRef, to: VersionId) -> None:
         """Let a tag, `name:tag`, stand for a version; errors as in `names.tag`."""
         with self._index.change() as db:

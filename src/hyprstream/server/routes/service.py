@@ -9,7 +9,7 @@ from hyprstream.server.access import Route
 from hyprstream.server.errors import api_error, settings_error
 from hyprstream.server.metrics import CONTENT_TYPE
 from hyprstream.server.observed import observe
-from hyprstream.server.state import state_of
+from hyprstream.server.state import grant_of, state_of
 
 
 async def health(request: Request) -> Response:
@@ -36,7 +36,8 @@ async def version(_request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     """Tell what was counted, for Prometheus."""
     state = state_of(request)
-    moment = await observe(state.runtime, state.config.max_metric_adapters)
+    may_see = grant_of(request).may_use
+    moment = await observe(state.runtime, state.config.max_metric_adapters, may_see)
     return Response(state.metrics.page(moment), media_type=CONTENT_TYPE)
 
 
