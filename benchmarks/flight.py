@@ -143,7 +143,7 @@ def searches(folder: Path, rounds: int) -> None:
     entry = store.index("v0")
     built = time.process_time() - began
     table = store.table("v0")
-    matrix = torch.from_numpy(np.concatenate([piece.vectors for piece in table.pieces()]))
+    matrix = torch.from_numpy(np.concatenate([piece.vectors for piece in table.pieces]))
     asked = vectors(64, 12345)
     one, many = asked[:1], asked[:32]
     times: dict[str, list[float]] = {}

@@ -46,7 +46,11 @@ def test_files_that_a_page_names_exist(page):
 
 
 # Run as programs instead, by tests/lora/formats/test_how_to.py and tests/server/test_how_to.py.
-_PROGRAMS = ("import-and-export-adapters.md", "use-with-openai-clients.md")
+_PROGRAMS = (
+    "import-and-export-adapters.md",
+    "query-with-sql.md",
+    "use-with-openai-clients.md",
+)
 
 
 @pytest.mark.parametrize(

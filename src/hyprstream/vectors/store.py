@@ -216,7 +216,7 @@ class VectorStore:
 
     def _indexed(self, table: VectorTable, old: IndexEntry | None, part: Path) -> IndexEntry:
         """Write an index of a table, and let the table name it."""
-        pieces = list(table.pieces())
+        pieces = table.pieces
         try:
             if old is None or len(table) >= 2 * old.num_trained:
                 entry = build(pieces, table.dim, part)

@@ -183,16 +183,19 @@ class VectorTable:
         asked = np.ascontiguousarray(queries, np.float32)
         index = None if exact or k > MOST_APPROXIMATE else self.opened_index
         if index is not None:
-            return index.search(list(self.pieces()), asked, k)
-        return nearest(self.pieces(), asked, k)
+            return index.search(self.pieces, asked, k)
+        return nearest(self.pieces, asked, k)
 
-    def pieces(self) -> Iterator[Piece]:
+    @cached_property
+    def pieces(self) -> tuple[Piece, ...]:
         """Return the vectors, as they lie in the files."""
+        pieces = []
         first = 0
         for batch in self.batches():
             norms = batch.column("norm").to_numpy(zero_copy_only=True)
-            yield Piece(vectors_of(batch), norms, first)
+            pieces.append(Piece(vectors_of(batch), norms, first))
             first += batch.num_rows
+        return tuple(pieces)
 
     @cached_property
     def opened_index(self) -> VectorIndex | None:
