@@ -17,11 +17,22 @@ from hyprstream.server.access import Guard, Route
 from hyprstream.server.errors import answer_error
 from hyprstream.server.metrics import Metrics
 from hyprstream.server.middleware import REQUEST_ID, Gate
-from hyprstream.server.routes import adapters, chat, learning, models, service, texts
+from hyprstream.server.routes import (
+    adapters,
+    chat,
+    learning,
+    messages,
+    models,
+    responses,
+    service,
+    texts,
+)
 from hyprstream.server.state import ServerState
 
 ROUTES: Sequence[Route] = (
     *chat.ROUTES,
+    *responses.ROUTES,
+    *messages.ROUTES,
     *texts.ROUTES,
     *models.ROUTES,
     *adapters.ROUTES,
@@ -82,7 +93,7 @@ def build_app(runtime: Runtime, verifier: Verifier | None) -> ASGIApp:
             app,
             allow_origins=config.cors_origins,
             allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", REQUEST_ID],
+            allow_headers=["Authorization", "X-API-Key", "Content-Type", REQUEST_ID],
             expose_headers=[REQUEST_ID],
         )
     return app

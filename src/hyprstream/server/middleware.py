@@ -17,7 +17,7 @@ from hyprstream.errors import HyprstreamError
 from hyprstream.refs import is_loopback
 from hyprstream.runtime.server_config import ServerConfig
 from hyprstream.server.access import Guard, Route
-from hyprstream.server.errors import ApiError, api_error, internal_error
+from hyprstream.server.errors import ApiError, ErrorForm, api_error, internal_error
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +59,8 @@ class Gate:
         request_id = given if _ID.fullmatch(given) else secrets.token_hex(16)
         scope.setdefault("state", {})["request_id"] = request_id
         route = self._guard.route(scope["method"], scope["path"])
+        form: ErrorForm = route.error_form if route else "openai"
+        scope["state"]["error_form"] = form
         began = time.perf_counter()
         status = 0
 
@@ -74,14 +76,14 @@ class Gate:
         try:
             await self._pass(route, scope, receive, send_with_id)
         except ApiError as error:
-            await error.response(scope, receive, send_with_id)
+            await error.response(form)(scope, receive, send_with_id)
         except HyprstreamError as error:
-            await api_error(error).response(scope, receive, send_with_id)
+            await api_error(error).response(form)(scope, receive, send_with_id)
         except Exception:
             # The last stop: whatever it is, the others go on.
             log.exception("request %s failed", request_id)
             if not status:
-                await internal_error().response(scope, receive, send_with_id)
+                await internal_error().response(form)(scope, receive, send_with_id)
         finally:
             seconds = time.perf_counter() - began
             name = route.path if route else "none"
@@ -92,7 +94,7 @@ class Gate:
         headers = Headers(scope=scope)
         self._check_host(headers)
         self._check_origin(headers, scope)
-        grant = self._guard.admit(route, headers.get("authorization", ""))
+        grant = self._guard.admit(route, _authorization(headers))
         scope["state"]["grant"] = grant
         is_counted = route is not None and route.needs != "open"
         if is_counted:
@@ -181,6 +183,13 @@ class _Body:
         return ApiError(
             413, f"the body is longer than {self._max_bytes} bytes", code="body_too_large"
         )
+
+
+def _authorization(headers: Headers) -> str:
+    """Return the key as a bearer, also where it comes as Anthropic's clients send it."""
+    key = headers.get("x-api-key")
+    given = headers.get("authorization", "")
+    return f"Bearer {key}" if key and not given else given
 
 
 def _name_of(host: str) -> str:

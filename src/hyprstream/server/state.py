@@ -110,18 +110,18 @@ def grant_of(request: Request) -> Grant:
     return grant
 
 
-def new_id(kind: str) -> RequestId:
+def new_id(prefix: str) -> RequestId:
     """Make the id of an answer, as `chatcmpl-...`."""
-    return RequestId(f"{kind}-{secrets.token_hex(12)}")
+    return RequestId(f"{prefix}{secrets.token_hex(12)}")
 
 
 def caller_of(
-    request: Request, kind: str, model: str | None, lora: str | None, *, learn: bool
+    request: Request, prefix: str, model: str | None, lora: str | None, *, learn: bool
 ) -> Caller:
     """Say who asks: the adapter of the path comes before the model of the body."""
     state, grant = state_of(request), grant_of(request)
     adapter = state.adapter(model, grant) if lora is None else str(state.allowed(lora, grant))
-    return Caller(id=new_id(kind), adapter=adapter, salt=grant.id, may_be_learnt=learn)
+    return Caller(id=new_id(prefix), adapter=adapter, salt=grant.id, may_be_learnt=learn)
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:

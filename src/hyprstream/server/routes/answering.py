@@ -1,22 +1,84 @@
-"""What chats and completions have in common: the answer, at once or as it comes."""
+"""What all protocols have in common: the answer, at once or as it comes."""
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from hyprstream.runtime.answers import AnswerDelta, Answers
-from hyprstream.runtime.text import Completion
-from hyprstream.runtime.text_service import Caller
-from hyprstream.server.chunks import ChatChunks, Head, TextChunks, usage_record
+from hyprstream.runtime.text_service import Caller, TextService
+from hyprstream.runtime.tools import plain_messages
+from hyprstream.server.chunks import Head, Writer, usage_record
 from hyprstream.server.metrics import Watch
-from hyprstream.server.sse import DONE, EventStream, encode
-from hyprstream.server.state import ServerState, state_of, unless_gone
+from hyprstream.server.schemas.chat import ChatRequest
+from hyprstream.server.sse import EventStream, encode
+from hyprstream.server.state import ServerState, caller_of, state_of, unless_gone
 
-Choices = Callable[[Sequence[Completion]], list[dict[str, Any]]]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answering:
+    """What the answers to one request are written from.
+
+    Attributes:
+        head: What all of them has in common.
+        answers: They themselves.
+        texts: Knows tokens.
+        calls_tools: They may hold calls of tools.
+    """
+
+    head: Head
+    answers: Answers
+    texts: TextService
+    calls_tools: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Form:
+    """How a protocol writes answers.
+
+    Attributes:
+        prefix: Of their ids.
+        kind: What `Head` calls them.
+        whole: Writes answers that are over.
+        writer: Writes them as they come.
+    """
+
+    prefix: str
+    kind: str
+    whole: Callable[[Answering], dict[str, Any]]
+    writer: Callable[[Answering], Writer]
+
+
+async def answer_chat(
+    request: Request, body: ChatRequest, lora: str | None, form: Form
+) -> Response:
+    """Answer a chat, in whatever protocol it came."""
+    state = state_of(request)
+    runtime = state.runtime
+    caller = caller_of(request, form.prefix, body.model, lora, learn=body.learn)
+    use = body.tool_use(state.config)
+    tools, params = use.applied(runtime.model, body.sampling(state.config))
+    variables = body.chat_template_kwargs
+    start = runtime.text.chat(
+        plain_messages([message.plain() for message in body.messages]),
+        params,
+        caller,
+        num_answers=body.n,
+        tools=tools,
+        variables=variables.model_dump(exclude_none=True) if variables else None,
+    )
+
+    def answering(answers: Answers) -> Answering:
+        head = head_of(state, caller, form.kind, answers)
+        return Answering(head=head, answers=answers, texts=runtime.text, calls_tools=use.calls)
+
+    if body.stream:
+        return await answer_stream(request, start, lambda found: form.writer(answering(found)))
+    return await answer_whole(request, start, lambda found: form.whole(answering(found)))
 
 
 def head_of(state: ServerState, caller: Caller, kind: str, answers: Answers) -> Head:
@@ -35,31 +97,33 @@ def head_of(state: ServerState, caller: Caller, kind: str, answers: Answers) -> 
 async def answer_whole(
     request: Request,
     start: Coroutine[Any, Any, Answers],
-    kind: str,
-    caller: Caller,
-    choices: Choices,
+    whole: Callable[[Answers], dict[str, Any]],
 ) -> Response:
     """Wait for the whole answer, or until the client goes away."""
     state = state_of(request)
     watch = state.metrics.watch()
 
-    async def work() -> tuple[Answers, list[Completion]]:
+    async def work() -> Answers:
         answers = await start
         async with answers:
             async for _ in answers:
                 watch.piece()
-        return answers, answers.completions
+        return answers
 
-    answers, completions = await unless_gone(request, work())
+    answers = await unless_gone(request, work())
     usage = answers.usage
     state.metrics.tokens(usage.prompt_tokens, usage.completion_tokens)
-    record = head_of(state, caller, kind, answers).record()
-    record |= {"choices": choices(completions), "usage": usage_record(usage)}
-    return Response(encode(record), media_type="application/json")
+    return Response(encode(whole(answers)), media_type="application/json")
+
+
+def choices_record(answering: Answering, choices: list[dict[str, Any]]) -> dict[str, Any]:
+    """Write answers as OpenAI's chats and completions have them."""
+    usage = usage_record(answering.answers.usage)
+    return {**answering.head.record(), "choices": choices, "usage": usage}
 
 
 async def answer_stream(
-    request: Request, start: Coroutine[Any, Any, Answers], writer_of: Callable[[Answers], Any]
+    request: Request, start: Coroutine[Any, Any, Answers], writer_of: Callable[[Answers], Writer]
 ) -> Response:
     """Begin to stream.
 
@@ -91,13 +155,15 @@ async def answer_stream(
         ping_s=state.config.ping_s,
         write_timeout_s=state.config.write_timeout_s,
         finish=finish,
+        ping=writer.ping,
+        failed=writer.failed,
     )
 
 
 async def _frames(
     answers: Answers,
     first: "asyncio.Future[AnswerDelta | None]",
-    writer: ChatChunks | TextChunks,
+    writer: Writer,
     watch: Watch,
 ) -> AsyncIterator[bytes]:
     if begin := writer.begin():
@@ -108,4 +174,4 @@ async def _frames(
         if frames := writer.piece(delta):
             yield frames
         delta = await anext(answers, None)
-    yield writer.usage(answers.usage) + DONE
+    yield writer.end(answers)

@@ -9,13 +9,20 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from hyprstream.errors import InvalidRequestError
+from hyprstream.runtime.answers import Answers
 from hyprstream.runtime.text import Completion
 from hyprstream.runtime.text_service import TextService
 from hyprstream.runtime.tools import plain_messages
 from hyprstream.server.access import Route
 from hyprstream.server.chunks import TextChunks, text_logprobs
 from hyprstream.server.errors import ApiError
-from hyprstream.server.routes.answering import answer_stream, answer_whole, head_of
+from hyprstream.server.routes.answering import (
+    Answering,
+    answer_stream,
+    answer_whole,
+    choices_record,
+    head_of,
+)
 from hyprstream.server.schemas.texts import (
     CompletionRequest,
     DetokenizeRequest,
@@ -80,27 +87,30 @@ async def detokenize(request: Request, body: DetokenizeRequest) -> Response:
 async def _complete(request: Request, body: CompletionRequest, lora: str | None) -> Response:
     state = state_of(request)
     texts = state.runtime.text
-    caller = caller_of(request, "cmpl", body.model, lora, learn=body.learn)
+    caller = caller_of(request, "cmpl-", body.model, lora, learn=body.learn)
     params = body.sampling(state.config)
     start = texts.complete(body.prompts, params, caller, num_answers=body.n)
+
+    def answering(answers: Answers) -> Answering:
+        return Answering(head=head_of(state, caller, _KIND, answers), answers=answers, texts=texts)
+
     if body.stream:
         return await answer_stream(
             request,
             start,
             lambda answers: TextChunks(
-                head_of(state, caller, _KIND, answers),
+                answering(answers).head,
                 body.n * len(body.prompts),
                 texts,
                 includes_usage=body.includes_usage,
             ),
         )
-    return await answer_whole(
-        request,
-        start,
-        _KIND,
-        caller,
-        lambda completions: _choices(completions, texts, logprobs=body.logprobs is not None),
-    )
+
+    def whole(answers: Answers) -> dict[str, Any]:
+        choices = _choices(answers.completions, texts, logprobs=body.logprobs is not None)
+        return choices_record(answering(answers), choices)
+
+    return await answer_whole(request, start, whole)
 
 
 def _choices(
@@ -120,7 +130,7 @@ def _choices(
 async def _embed(request: Request, body: EmbeddingRequest, lora: str | None) -> Response:
     state = state_of(request)
     model = state.runtime.model
-    caller = caller_of(request, "embd", body.model, lora, learn=False)
+    caller = caller_of(request, "embd-", body.model, lora, learn=False)
     if body.dimensions not in (None, model.info.width):
         raise ApiError(
             400,
