@@ -17,8 +17,9 @@ from hyprstream.engine.paged_cache import PagedCache
 from hyprstream.engine.plan import Row
 from hyprstream.kernels.native import KINDS, Kernels, Kind, open_kernels
 from hyprstream.models.config import AttentionConfig, ModelConfig
+from hyprstream.models.native import MAX_QUERIES
 
-MAX_TOKENS = 8
+MAX_TOKENS = MAX_QUERIES
 """From so many tokens of a row on, products in torch are faster: they read each key once."""
 
 _WIDTH_STEP = 16

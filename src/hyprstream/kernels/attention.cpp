@@ -9,27 +9,6 @@ namespace {
 
 INLINE void store(Vec value, float* x) { std::memcpy(x, &value, sizeof value); }
 
-// e to the power of x, for x of 0 or less; within 2 units in the last place. NaN stays NaN.
-INLINE float exponential(float x) {
-    x = x < -87.0f ? -87.0f : x;
-    const float shifted = x * 1.44269504f + 12582912.0f;  // the nearest integer, in the last bits
-    const float whole = shifted - 12582912.0f;
-    const float rest = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;  // Cody and Waite
-    float sum = 1.9875691500e-4f;  // Cephes, expf
-    sum = sum * rest + 1.3981999507e-3f;
-    sum = sum * rest + 8.3334519073e-3f;
-    sum = sum * rest + 4.1665795894e-2f;
-    sum = sum * rest + 1.6666665459e-1f;
-    sum = sum * rest + 5.0000001201e-1f;
-    sum = sum * rest * rest + rest + 1.0f;
-    uint32_t bits;
-    std::memcpy(&bits, &shifted, sizeof bits);
-    bits = (bits << 23) + 0x3f800000u;  // two to the power of the integer
-    float power;
-    std::memcpy(&power, &bits, sizeof power);
-    return sum * power;
-}
-
 // How queries attend: see hyprstream_attend.
 struct Attending {
     int64_t heads, kv_heads, width, block_tokens, window;

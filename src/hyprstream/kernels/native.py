@@ -15,6 +15,20 @@ KINDS: Mapping[str, Kind] = {"float32": 0, "bfloat16": 1}
 """By the name of their dtype in torch."""
 
 
+class PackedMatrix(ctypes.Structure):
+    """What the kernels know of a packed weight: `Packed` of packed.h."""
+
+    _fields_ = (
+        ("tiles", ctypes.c_void_p),
+        ("outputs", ctypes.c_int64),
+        ("inputs", ctypes.c_int64),
+        ("bits", ctypes.c_int64),
+        ("group", ctypes.c_int64),
+        ("zero", ctypes.c_int64),
+        ("factor", ctypes.c_float),
+    )
+
+
 class Kernels:
     """What the C++ files offer. Nothing is checked: whoever calls knows that sizes are right."""
 
@@ -33,6 +47,30 @@ class Kernels:
         real = ctypes.c_float
         self.attend.argtypes = [size, *[pointer] * 4, size, *[pointer] * 3, *[size] * 5, real, real]
         self.attend.restype = None
+        self.rms_norm = library.hyprstream_rms_norm
+        """Normalises rows."""
+        self.rms_norm.argtypes = [size, pointer, pointer, real, size, size, pointer]
+        self.rms_norm.restype = None
+        self.rotate = library.hyprstream_rotate
+        """Turns pairs of channels."""
+        self.rotate.argtypes = [size, *[pointer] * 3, *[size] * 4, pointer]
+        self.rotate.restype = None
+        self.gate = library.hyprstream_gate
+        """silu(x) * up."""
+        self.gate.argtypes = [size, pointer, pointer, size, pointer]
+        self.gate.restype = None
+        self.packed_products = library.hyprstream_packed_products
+        """Products with up to three `PackedMatrix`: see `quantised.cpp` for the parameters."""
+        self.packed_products.argtypes = [size, pointer, *[size] * 3, *[pointer] * 6]
+        self.packed_products.restype = None
+        self.packed_rows = library.hyprstream_packed_rows
+        """A `PackedMatrix` as numbers: see `quantised.cpp` for the parameters."""
+        self.packed_rows.argtypes = [size, pointer, size, size, pointer]
+        self.packed_rows.restype = None
+        self.packed_is_fast = library.hyprstream_packed_is_fast
+        """1 if this processor has the instructions that the products are written for."""
+        self.packed_is_fast.argtypes = []
+        self.packed_is_fast.restype = size
 
 
 def open_kernels(file: Path = FILE) -> Kernels | None:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from hyprstream.models import native
 from hyprstream.models.config import AttentionConfig
 
 
@@ -66,6 +67,9 @@ def mixed_values(
     """
     if num_before is None:
         return _sdpa(config, q, k, v, mask=None, causal=False)
+    mixed = native.attend(config, q, k, v, num_before)
+    if mixed is not None:
+        return mixed
     num_queries, window = q.shape[0], config.window
     if window is not None:
         unseen = num_before - window + 1

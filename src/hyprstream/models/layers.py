@@ -5,7 +5,7 @@ and gets it loaded. There is no state in between, no training mode and no parame
 attach to; whatever varies travels in the `ForwardBatch` (docs/decisions/0001).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hyprstream.models import native
 from hyprstream.models.config import Activation, ModelConfig
 from hyprstream.models.forward import ForwardBatch, LoraView
-from hyprstream.models.quant import Weight
+from hyprstream.models.quant import Weight, multiply_all
 from hyprstream.models.rotary import rotate
 
 RotaryTables = tuple[Float[Tensor, "T 1 W"], Float[Tensor, "T 1 W"]]
@@ -58,6 +59,30 @@ class Linear:
                 y = y + (delta if outputs is None else delta[:, outputs])
         return y
 
+    def added(
+        self, y: Float[Tensor, "T O"], x: Float[Tensor, "T I"], lora: LoraView | None
+    ) -> Float[Tensor, "T O"]:
+        """Add to x W^T what else the layer adds."""
+        if self.bias is not None:
+            y = y + self.bias
+        if lora is not None:
+            delta = lora.delta(self.path, x)
+            if delta is not None:
+                y = y + delta
+        return y
+
+
+def apply_all(
+    linears: Sequence[Linear], x: Float[Tensor, "T I"], lora: LoraView | None
+) -> list[Float[Tensor, "T _"]]:
+    """Apply up to three layers to the same rows, in one product where the kernel can."""
+    products = multiply_all([linear.weight for linear in linears], x)
+    if products is None:
+        return [linear(x, lora) for linear in linears]
+    if lora is None and all(linear.bias is None for linear in linears):
+        return products
+    return [linear.added(y, x, lora) for linear, y in zip(linears, products, strict=True)]
+
 
 class Embedding:
     """A lookup table of token vectors, in any storage format."""
@@ -77,14 +102,18 @@ class RMSNorm:
 
     def __init__(self, scale: Float[Tensor, " C"], eps: float) -> None:
         self._scale = scale.float()
-        self._eps = torch.tensor(eps, device=scale.device)
+        self._eps = eps
+        self._eps_tensor = torch.tensor(eps, device=scale.device)
 
     def __call__(self, x: Float[Tensor, "... C"]) -> Float[Tensor, "... C"]:
         """Normalise the last dimension."""
+        y = native.rms_norm(x, self._scale, self._eps)
+        if y is not None:
+            return y
         # On the CPU, a third faster on long prompts than F.rms_norm, which is composed too.
         wide = x.float()
         norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-        mean_square = torch.add(self._eps, norm.square(), alpha=1.0 / x.shape[-1])
+        mean_square = torch.add(self._eps_tensor, norm.square(), alpha=1.0 / x.shape[-1])
         return (wide * mean_square.rsqrt()).mul_(self._scale).to(x.dtype)
 
 
@@ -134,19 +163,30 @@ def rms_norm(weights: Weights, path: str, width: int, eps: float) -> RMSNorm:
     return RMSNorm(weights.vector(f"{path}.weight", width), eps)
 
 
+def gated_activation(name: Activation) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the function of a gate and what it lets through: activation(gate) * up."""
+    activation = ACTIVATIONS[name]
+
+    def gated(gate: Float[Tensor, "T W"], up: Float[Tensor, "T W"]) -> Float[Tensor, "T W"]:
+        y = native.silu_gate(gate, up) if name == "silu" else None
+        return activation(gate) * up if y is None else y
+
+    return gated
+
+
 class GatedMLP:
     """down(act(gate(x)) * up(x)) (arXiv:2002.05202)."""
 
     def __init__(self, config: ModelConfig, weights: Weights, path: str, width: int) -> None:
         shape = (width, config.width)
-        self._gate = weights.linear(f"{path}.gate_proj", shape, bias=config.mlp_bias)
-        self._up = weights.linear(f"{path}.up_proj", shape, bias=config.mlp_bias)
+        gate = weights.linear(f"{path}.gate_proj", shape, bias=config.mlp_bias)
+        self._inputs = gate, weights.linear(f"{path}.up_proj", shape, bias=config.mlp_bias)
         self._down = weights.linear(f"{path}.down_proj", shape[::-1], bias=config.mlp_bias)
-        self._activation = ACTIVATIONS[config.activation]
+        self._act = gated_activation(config.activation)
 
     def __call__(self, x: Float[Tensor, "T C"], lora: LoraView | None) -> Float[Tensor, "T C"]:
         """Apply the feed-forward part to each row."""
-        return self._down(self._activation(self._gate(x, lora)) * self._up(x, lora), lora)
+        return self._down(self._act(*apply_all(self._inputs, x, lora)), lora)
 
 
 @runtime_checkable
@@ -186,9 +226,10 @@ class SelfAttention:
         width, bias = config.head_width, config.attention_bias
         queries = config.num_heads * width
         keys = config.num_kv_heads * width
-        self._q = weights.linear(f"{path}.q_proj", (queries, config.width), bias=bias)
-        self._k = weights.linear(f"{path}.k_proj", (keys, config.width), bias=bias)
-        self._v = weights.linear(f"{path}.v_proj", (keys, config.width), bias=bias)
+        self._inputs = tuple(
+            weights.linear(f"{path}.{name}_proj", (size, config.width), bias=bias)
+            for name, size in (("q", queries), ("k", keys), ("v", keys))
+        )
         self._o = weights.linear(f"{path}.o_proj", (config.width, queries), bias=config.output_bias)
         self._q_norm = self._k_norm = None
         if head_norm:
@@ -201,10 +242,9 @@ class SelfAttention:
         self, x: Float[Tensor, "T C"], rotary: RotaryTables, batch: ForwardBatch
     ) -> Float[Tensor, "T C"]:
         """Let every token attend as the batch says."""
-        heads = (-1, self._head_width)
-        q = self._q(x, batch.lora).unflatten(-1, heads)  # T H D
-        k = self._k(x, batch.lora).unflatten(-1, heads)  # T K D
-        v = self._v(x, batch.lora).unflatten(-1, heads)
+        heads = (x.shape[0], -1, self._head_width)
+        # T H D for queries, T K D for keys and values
+        q, k, v = (y.view(heads) for y in apply_all(self._inputs, x, batch.lora))
         if self._q_norm is not None and self._k_norm is not None:
             q, k = self._q_norm(q), self._k_norm(k)
         q, k = rotate(q, *rotary), rotate(k, *rotary)

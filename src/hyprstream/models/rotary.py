@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hyprstream.models import native
 from hyprstream.models.config import RopeConfig
 
 
@@ -146,6 +147,9 @@ def rotate(
 
     `roll` brings each channel its partner; the sign of the turn is in `sin`.
     """
+    y = native.rotate(x, cos, sin)
+    if y is not None:
+        return y
     width = cos.shape[-1]
     if width == x.shape[-1]:
         return torch.addcmul(x * cos, x.roll(width // 2, -1), sin)

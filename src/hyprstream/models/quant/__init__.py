@@ -1,10 +1,11 @@
-"""Weights of linear layers: dense, in GGUF blocks, or in tiles for the CPU's 4-bit kernel.
+"""Weights of linear layers: dense, in GGUF blocks, or packed for kernels of the CPU.
 
 Quantised weights stay quantised in memory. All are constants with one protocol, `Weight`.
 """
 
 from hyprstream.models.quant.blocks import FORMATS, BlockFormat
 from hyprstream.models.quant.convert import Quantization, for_compute, quantize
+from hyprstream.models.quant.packed import PackedWeight, multiply_all
 from hyprstream.models.quant.tiles import TiledWeight
 from hyprstream.models.quant.weight import BlockWeight, DenseWeight, Weight
 
@@ -13,9 +14,11 @@ __all__ = [
     "BlockFormat",
     "BlockWeight",
     "DenseWeight",
+    "PackedWeight",
     "Quantization",
     "TiledWeight",
     "Weight",
     "for_compute",
+    "multiply_all",
     "quantize",
 ]

@@ -6,7 +6,9 @@ import torch
 from jaxtyping import BFloat16, Float, Float32
 from torch import Tensor
 
+from hyprstream.models.quant import packed
 from hyprstream.models.quant.blocks import FORMATS
+from hyprstream.models.quant.groups import Groups
 from hyprstream.models.quant.tiles import (
     GROUP,
     Encoded,
@@ -24,6 +26,17 @@ _TILED_BITS = {
     "Q4_0": 4, "Q4_1": 4, "Q4_K": 4, "Q5_0": 8, "Q5_1": 8, "Q5_K": 8, "Q6_K": 8, "Q8_0": 8,
 }  # fmt: skip
 
+# Codes of all formats fit into these; those of the codebooks are bytes, from -127 to 113.
+_PACKED = {
+    name: packed.Form(bits=bits, group=group, zero=zero)
+    for name, bits, group, zero in (
+        ("Q4_0", 4, 32, 8), ("Q4_1", 4, 32, None), ("Q4_K", 4, 32, None),
+        ("Q5_0", 8, 32, 16), ("Q5_1", 8, 32, None), ("Q5_K", 8, 32, None),
+        ("Q2_K", 4, 16, None), ("Q3_K", 4, 16, 4), ("Q6_K", 8, 16, 32), ("Q8_0", 8, 32, 128),
+        ("IQ4_NL", 8, 32, 128), ("IQ4_XS", 8, 32, 128),
+    )
+}  # fmt: skip
+
 
 def quantize(weight: Float[Tensor, "O I"], to: Quantization) -> Weight:
     """Round a matrix to groups of 32 weights, to nearest, with bf16 scales.
@@ -37,6 +50,9 @@ def quantize(weight: Float[Tensor, "O I"], to: Quantization) -> Weight:
     if width % GROUP:
         return DenseWeight(weight)
     bits = _BITS[to]
+
+    if weight.device.type == "cpu" and packed.is_fast():
+        return _pack_values(weight, to)
 
     def encode(start: int, stop: int) -> Encoded:
         return _encode_values(weight[start:stop].to(torch.float32), bits)
@@ -59,9 +75,13 @@ def for_compute(weight: Weight, dtype: torch.dtype) -> Weight:
     """
     if isinstance(weight, DenseWeight):
         return DenseWeight(weight.tensor.to(dtype))
-    if not isinstance(weight, BlockWeight) or weight.kind not in _TILED_BITS:
+    if not isinstance(weight, BlockWeight) or weight.device.type != "cpu":
         return weight
-    if dtype != torch.bfloat16 or weight.device.type != "cpu" or not kernel_is_available():
+    if dtype != torch.bfloat16:
+        return weight
+    if packed.is_fast():
+        return _pack_blocks(weight)
+    if weight.kind not in _TILED_BITS or not kernel_is_available():
         return weight
     bits = _TILED_BITS[weight.kind]
 
@@ -69,6 +89,41 @@ def for_compute(weight: Weight, dtype: torch.dtype) -> Weight:
         return _encode_blocks(weight, start, stop, bits)
 
     return build_tiles(weight.shape, bits, weight.kind, encode)
+
+
+def _pack_blocks(weight: BlockWeight) -> Weight:
+    """Take over codes, and scales as halves."""
+    layout = FORMATS[weight.kind]
+
+    def encode(start: int, stop: int) -> Groups:
+        return layout.unpack(weight.blocks[start:stop])
+
+    return packed.pack(weight.shape, _PACKED[weight.kind], weight.kind, encode)
+
+
+def _pack_values(weight: Float[Tensor, "O I"], to: Quantization) -> Weight:
+    """Choose scales and offsets that are halves already, then round to the nearest code."""
+    factor = packed.factor_for(2 * float(weight.abs().max()))
+    form = packed.Form(bits=_BITS[to], group=GROUP, zero=None if to == "int4" else 128)
+
+    def encode(start: int, stop: int) -> Groups:
+        grouped = weight[start:stop].to(torch.float32).unflatten(1, (-1, GROUP))
+        low, high = grouped.aminmax(dim=2)
+        if to == "int4":
+            offset = packed.rounded(low, factor, up=False)
+            scale = packed.rounded((high - offset) / 15, factor, up=True)
+            grouped = grouped - offset.unsqueeze(2)
+            least, most = 0, 15
+        else:
+            offset = None
+            scale = packed.rounded(torch.maximum(high, -low) / 127, factor, up=True)
+            least, most = -127, 127
+        step = torch.where(scale > 0, scale, 1.0)  # a group of equal weights needs no steps
+        codes = (grouped / step.unsqueeze(2)).round_().clamp_(least, most).to(torch.int8)
+        return Groups(codes=codes, scale=scale, offset=offset)
+
+    num_rows, width = weight.shape
+    return packed.pack((num_rows, width), form, to, encode)
 
 
 def _encode_blocks(weight: BlockWeight, start: int, stop: int, bits: int) -> Encoded:

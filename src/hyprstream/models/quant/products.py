@@ -46,7 +46,8 @@ def multiply(weight: Chunked, x: Float[Tensor, "*T I"]) -> Float[Tensor, "*T O"]
     if flat.requires_grad and torch.is_grad_enabled():
         y: Tensor = _Multiply.apply(flat, weight)  # type: ignore[no-untyped-call]  # torch
     else:
-        y = _forward(weight, flat)
+        direct = weight.direct(flat)
+        y = _unpacked(weight, flat) if direct is None else direct
     return y.view(*x.shape[:-1], weight.shape[0])
 
 
@@ -64,10 +65,7 @@ def row_chunks(shape: tuple[int, int]) -> Iterator[tuple[int, int]]:
         yield start, min(start + step, num_rows)
 
 
-def _forward(weight: Chunked, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
-    y = weight.direct(x)
-    if y is not None:
-        return y
+def _unpacked(weight: Chunked, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
     wide = x
     if x.shape[0] <= _FEW_ROWS:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -86,7 +84,7 @@ class _Multiply(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Chunked
     ) -> Tensor:
         ctx.weight = weight
-        return _forward(weight, x)
+        return _unpacked(weight, x)  # the product whose gradient is taken, to the last bit
 
     @staticmethod
     @once_differentiable

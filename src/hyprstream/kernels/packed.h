@@ -1,0 +1,58 @@
+// How quantised weights lie in memory for the kernels, and the rows that they are multiplied with.
+//
+// A weight is code * scale + offset, or (code - zero) * scale where there are no offsets. Codes
+// are unsigned, scales and offsets are halves times one power of two for the whole matrix; each
+// pair is for a group of 16 or 32 inputs of one output.
+//
+// Sixteen outputs make a tile. A tile holds its groups one after the other, and a group
+//
+//     codes    [inputs / 4][16 outputs][4 inputs] of a byte; of 4 bits, the byte at place j of the
+//              first half has the code of the second half in its high digits
+//     scales   [16 outputs]
+//     offsets  [16 outputs], if there are any
+//
+// so that a product reads memory in one stream, and sixteen outputs at a time.
+#pragma once
+
+#include <cstdint>
+
+#include "numbers.h"
+
+namespace {
+
+constexpr int64_t kTile = 16;     // outputs
+constexpr int64_t kQuad = 4;      // inputs that one instruction multiplies for each output
+
+// Laid out as `PackedMatrix` of native.py.
+struct Packed {
+    const uint8_t* tiles;
+    int64_t outputs, inputs;
+    int64_t bits, group;  // 4 or 8; 16 or 32
+    int64_t zero;         // what codes count from; -1: there are offsets
+    float factor;         // of all scales and offsets; a power of two
+
+    bool affine() const { return zero < 0; }
+    int64_t groups() const { return inputs / group; }
+    int64_t code_bytes() const { return kTile * group * bits / 8; }
+    int64_t group_bytes() const { return code_bytes() + kTile * 2 * (affine() ? 2 : 1); }
+    int64_t tile_bytes() const { return groups() * group_bytes(); }
+};
+
+// Rows of activations in 8 bits: x is about code * scale, each group with a scale of its own.
+struct Codes {
+    const int8_t* codes;  // rows x inputs
+    const float* scales;  // rows x groups
+    const float* sums;    // rows x groups: of the codes, times the scale
+    const int32_t* zeros; // rows x groups: of the codes, times -zero; null where there are offsets
+};
+
+INLINE float half_value(uint16_t half) {
+    // Exponents are moved by a product, which makes floats of the smallest halves as well.
+    const uint32_t shifted = (static_cast<uint32_t>(half) & 0x7fffu) << 13;
+    float value;
+    std::memcpy(&value, &shifted, sizeof value);
+    value *= 0x1p112f;
+    return half & 0x8000u ? -value : value;
+}
+
+}  // namespace

@@ -1,0 +1,118 @@
+"""The native kernels, for the parts of models: who may use them, and small calls.
+
+Everything here is optional. Where there is no kernel for a tensor, or a gradient is wanted,
+the answer is None and the caller computes in torch, which is the reference.
+"""
+
+from array import array
+from functools import cache
+
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from hyprstream.kernels.native import KINDS, Kernels, Kind, open_kernels
+from hyprstream.models.config import AttentionConfig
+
+MAX_QUERIES = 8
+"""From so many queries of a sequence on, products in torch are faster: they read each key once."""
+
+_WIDTH_STEP = 16
+
+
+@cache
+def kernels() -> Kernels | None:
+    """Return the kernels if they were compiled for this machine."""
+    return open_kernels()
+
+
+def kind_of(x: Tensor) -> Kind | None:
+    """Return what the numbers of `x` are for a kernel; None where torch has to compute."""
+    if x.device.type != "cpu" or (x.requires_grad and torch.is_grad_enabled()):
+        return None
+    return _KINDS.get(x.dtype)
+
+
+def rms_norm(
+    x: Float[Tensor, "*T C"], scale: Float32[Tensor, " C"], eps: float
+) -> Float[Tensor, "*T C"] | None:
+    """Return x / sqrt(mean(x^2) + eps) * scale over the last dimension."""
+    native, kind = kernels(), kind_of(x)
+    if native is None or kind is None:
+        return None
+    x = x.contiguous()
+    y = torch.empty_like(x)
+    width = x.shape[-1]
+    rows = x.numel() // width
+    native.rms_norm(kind, x.data_ptr(), scale.data_ptr(), eps, rows, width, y.data_ptr())
+    return y
+
+
+def rotate(
+    x: Float[Tensor, "T H D"], cos: Float[Tensor, "T 1 W"], sin: Float[Tensor, "T 1 W"]
+) -> Float[Tensor, "T H D"] | None:
+    """Return `x` with its first W channels turned; see `rotary.rotate`."""
+    native, kind = kernels(), kind_of(x)
+    if native is None or kind is None or cos.dtype != x.dtype:
+        return None
+    x = x.contiguous()
+    y = torch.empty_like(x)
+    tables = cos.data_ptr(), sin.data_ptr()
+    native.rotate(kind, x.data_ptr(), *tables, *x.shape, cos.shape[-1], y.data_ptr())
+    return y
+
+
+def silu_gate(gate: Float[Tensor, "T W"], up: Float[Tensor, "T W"]) -> Float[Tensor, "T W"] | None:
+    """Return silu(gate) * up."""
+    native, kind = kernels(), kind_of(gate)
+    if native is None or kind is None or kind_of(up) != kind:
+        return None
+    gate, up = gate.contiguous(), up.contiguous()
+    y = torch.empty_like(gate)
+    native.gate(kind, gate.data_ptr(), up.data_ptr(), gate.numel(), y.data_ptr())
+    return y
+
+
+def attend(
+    config: AttentionConfig,
+    q: Float[Tensor, "Q H D"],
+    k: Float[Tensor, "L K D"],
+    v: Float[Tensor, "L K D"],
+    num_before: int,
+) -> Float[Tensor, "Q H D"] | None:
+    """Mix the values of one sequence for few last queries; see `attention.mixed_values`."""
+    native, kind = kernels(), kind_of(q)
+    num_queries, num_heads, width = q.shape
+    if native is None or kind is None or num_queries > MAX_QUERIES or width % _WIDTH_STEP:
+        return None
+    if k.dtype != q.dtype or not (k.is_contiguous() and v.is_contiguous()):
+        return None
+    q = q.contiguous()
+    mixed = torch.empty_like(q)
+    ends = array("i", range(num_before + 1, num_before + 1 + num_queries))
+    zeros = array("i", bytes(4 * num_queries))  # one block, from which all queries read
+    native.attend(
+        kind,
+        q.data_ptr(),
+        k.data_ptr(),
+        v.data_ptr(),
+        mixed.data_ptr(),
+        num_queries,
+        ends.buffer_info()[0],
+        zeros.buffer_info()[0],
+        zeros.buffer_info()[0],
+        num_heads,
+        k.shape[1],
+        width,
+        k.shape[0],
+        config.window or 0,
+        config.scale,
+        config.softcap or 0.0,
+    )
+    return mixed
+
+
+_KINDS: dict[torch.dtype, Kind] = {
+    torch.float32: KINDS["float32"],
+    torch.bfloat16: KINDS["bfloat16"],
+}
