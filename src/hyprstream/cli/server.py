@@ -1,12 +1,13 @@
 """`hyprstream server`: serve a model over HTTP until a signal ends it."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import typer
 
-from hyprstream.cli.options import LoadOptions, ModelArgument, grouped
+from hyprstream.cli.options import LoadOptions, ModelsArgument, grouped
 from hyprstream.cli.session import Context, Settings, load_model, session_of
 
 _LISTENING = "Listening"
@@ -46,27 +47,30 @@ class ListenOptions:
 def server(
     ctx: Context,
     *,
-    model: ModelArgument = None,
+    models: ModelsArgument = None,
     listening: ListenOptions,
     loading: LoadOptions,
 ) -> None:
-    """Serve a model over HTTP, as clients of OpenAI's API expect it.
+    """Serve models over HTTP, as clients of OpenAI's and Anthropic's APIs expect it.
 
     It listens on this machine alone unless told otherwise; beyond it, callers need a key
     (`hyprstream auth key create`, or HYPRSTREAM_API_KEY). SIGTERM ends it when the answers under
     way are finished.
     """
     from hyprstream.runtime import load_settings
+    from hyprstream.runtime.bases import check_names
     from hyprstream.server.serve import bind, check_tls, open_verifier, serve
 
     session = session_of(ctx)
     output = session.output
-    settings = listening.applied(load_settings())
+    settings = _serving(listening.applied(load_settings()), (models or [])[1:])
+    first = models[0] if models else settings.model.ref
+    check_names(first, settings.server)
     config = settings.server
     verifier = open_verifier(settings)
     check_tls(config)
     with bind(config) as socket:
-        loaded = load_model(session, model, loading)
+        loaded = load_model(session, first, loading)
         logging.basicConfig(
             level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
         )
@@ -76,7 +80,8 @@ def server(
             host = f"[{config.host}]" if ":" in config.host else config.host
             url = f"{scheme}://{host}:{port}"
             output.text(f"{url}\n")
-            output.done(f"serving {loaded.ref}; Ctrl-C ends it")
+            served = ", ".join((loaded.ref, *config.models))
+            output.done(f"serving {served}; Ctrl-C ends it")
             key = '-H "Authorization: Bearer $KEY" ' if verifier else ""
             if loaded.has_chat_template:
                 body = '{"messages": [{"role": "user", "content": "Hello"}]}'
@@ -89,3 +94,11 @@ def server(
 
         serve(loaded, settings, socket, verifier, announce)
     output.done("ended")
+
+
+def _serving(settings: Settings, models: Sequence[str]) -> Settings:
+    """Return the settings with further models, if there are any here."""
+    if not models:
+        return settings
+    config = replace(settings.server, models=tuple(models))
+    return settings.model_copy(update={"server": config})

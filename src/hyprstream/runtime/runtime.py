@@ -6,7 +6,7 @@ one process.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -18,11 +18,11 @@ from hyprstream.engine.engine import Engine
 from hyprstream.errors import CacheBusyError, EngineStoppedError
 from hyprstream.lora.basis import BaseLayers
 from hyprstream.lora.weights import LoraWeights, unpack
-from hyprstream.refs import VersionId
+from hyprstream.refs import ModelFingerprint, VersionId
 from hyprstream.runtime.adapters import Adapters, open_adapters
 from hyprstream.runtime.live_learning import LiveLearning
 from hyprstream.runtime.model import Model
-from hyprstream.runtime.residence import Residence
+from hyprstream.runtime.residence import Residence, Resident
 from hyprstream.runtime.settings import Settings, load_settings
 from hyprstream.runtime.text_service import Answered, TextService
 from hyprstream.store.manifest import check_base
@@ -132,24 +132,29 @@ class Runtime:
         """Adapter versions that requests use."""
         return 0 if self._residence is None else len(self._residence.in_use_now)
 
+    @property
+    def residents(self) -> Sequence[Resident]:
+        """Adapter versions that the engine knows."""
+        return () if self._residence is None else self._residence.known_now
+
     async def in_pool(self, work: Callable[[], Result]) -> Result:
         """Do work that waits for the disk, or takes long, without holding up the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
-    async def resolve(self, ref: str) -> VersionId:
-        """Tell which version a reference means.
+    async def resolve(self, ref: str, other: ModelFingerprint | None = None) -> VersionId:
+        """Tell which version a reference means, for this model or the one of a fingerprint.
 
         Raises:
             NotFoundError: There is no such adapter or version.
             IncompatibleAdapterError: It was made for another model.
         """
-        return await self.in_pool(lambda: self._resolve(ref))
+        return await self.in_pool(lambda: self._resolve(ref, other))
 
-    async def compatible_adapters(self) -> list[Adapter]:
-        """List the adapters that were made for this model."""
+    async def compatible_adapters(self, other: ModelFingerprint | None = None) -> list[Adapter]:
+        """List the adapters that were made for this model, or for the one of a fingerprint."""
 
         def find() -> list[Adapter]:
-            base = self.model.fingerprint
+            base = other or self.model.fingerprint
             manifest = self.adapters.manifest
             return [
                 adapter
@@ -192,10 +197,10 @@ class Runtime:
         )
         return Engine(core, config)
 
-    def _resolve(self, ref: str) -> VersionId:
+    def _resolve(self, ref: str, other: ModelFingerprint | None = None) -> VersionId:
         """Tell which version a reference means, if it is for this model. Waits for the disk."""
         version = self.adapters.resolve(ref)
-        check_base(self.adapters.manifest(version), self.model.fingerprint)
+        check_base(self.adapters.manifest(version), other or self.model.fingerprint)
         return version
 
 

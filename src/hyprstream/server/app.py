@@ -11,6 +11,7 @@ from starlette.types import ASGIApp
 
 from hyprstream import __version__
 from hyprstream.errors import HyprstreamError
+from hyprstream.runtime.bases import Bases
 from hyprstream.runtime.keys import Verifier
 from hyprstream.runtime.runtime import Runtime
 from hyprstream.server.access import Guard, Route
@@ -64,12 +65,13 @@ def build_routes() -> FastAPI:
     return app
 
 
-def build_app(runtime: Runtime, verifier: Verifier | None) -> ASGIApp:
+def build_app(runtime: Runtime, verifier: Verifier | None, bases: Bases) -> ASGIApp:
     """Put the application together.
 
     Args:
-        runtime: Serves; it has been entered.
+        runtime: Serves with the first model; it has been entered.
         verifier: Knows the keys; None admits everybody.
+        bases: All models; they have been entered.
     """
     config = runtime.settings.server
     metrics = Metrics(
@@ -77,7 +79,11 @@ def build_app(runtime: Runtime, verifier: Verifier | None) -> ASGIApp:
         num_adapters=lambda: runtime.num_versions_in_use,
     )
     state = ServerState(
-        runtime=runtime, config=config, metrics=metrics, started_at=int(time.time())
+        runtime=runtime,
+        bases=bases,
+        config=config,
+        metrics=metrics,
+        started_at=int(time.time()),
     )
     routes = build_routes()
     routes.state.server = state

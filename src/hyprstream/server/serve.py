@@ -16,6 +16,7 @@ from typing_extensions import override
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from hyprstream.errors import InvalidSettingsError, UnavailableError
+from hyprstream.runtime.bases import Bases
 from hyprstream.runtime.keys import KeyFile, Verifier
 from hyprstream.runtime.model import Model
 from hyprstream.runtime.runtime import Runtime
@@ -134,8 +135,8 @@ async def _serve(
     verifier: Verifier | None,
     announce: Callable[[int], None],
 ) -> int | None:
-    async with Runtime(model, settings) as runtime:
-        server = _Server(uvicorn_config(build_app(runtime, verifier), settings.server))
+    async with Runtime(model, settings) as runtime, Bases(runtime) as bases:
+        server = _Server(uvicorn_config(build_app(runtime, verifier, bases), settings.server))
         server.when_started = lambda: announce(listening.getsockname()[1])
         await server.serve([listening])
         return server.ended_by

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +11,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from hyprstream.runtime.answers import AnswerDelta, Answers
+from hyprstream.runtime.bases import Serving
 from hyprstream.runtime.text_service import Caller, TextService
 from hyprstream.runtime.tools import plain_messages
 from hyprstream.server.chunks import Head, Writer, usage_record
 from hyprstream.server.metrics import Watch
 from hyprstream.server.schemas.chat import ChatRequest
 from hyprstream.server.sse import EventStream, encode
-from hyprstream.server.state import ServerState, caller_of, state_of, unless_gone
+from hyprstream.server.state import caller_of, serving, state_of, unless_gone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,40 +59,43 @@ async def answer_chat(
     request: Request, body: ChatRequest, lora: str | None, form: Form
 ) -> Response:
     """Answer a chat, in whatever protocol it came."""
-    state = state_of(request)
-    runtime = state.runtime
+    config = state_of(request).config
     caller = caller_of(request, form.prefix, body.model, lora, learn=body.learn)
-    use = body.tool_use(state.config)
-    tools, params = use.applied(runtime.model, body.sampling(state.config))
-    variables = body.chat_template_kwargs
-    start = runtime.text.chat(
-        plain_messages([message.plain() for message in body.messages]),
-        params,
-        caller,
-        num_answers=body.n,
-        tools=tools,
-        variables=variables.model_dump(exclude_none=True) if variables else None,
-    )
+    async with AsyncExitStack() as held:
+        base = await held.enter_async_context(serving(request, body.model, lora))
+        runtime = base.runtime
+        use = body.tool_use(config)
+        tools, params = use.applied(runtime.model, body.sampling(config))
+        variables = body.chat_template_kwargs
+        start = runtime.text.chat(
+            plain_messages([message.plain() for message in body.messages]),
+            params,
+            caller,
+            num_answers=body.n,
+            tools=tools,
+            variables=variables.model_dump(exclude_none=True) if variables else None,
+        )
 
-    def answering(answers: Answers) -> Answering:
-        head = head_of(state, caller, form.kind, answers)
-        return Answering(head=head, answers=answers, texts=runtime.text, calls_tools=use.calls)
+        def answering(answers: Answers) -> Answering:
+            head = head_of(base, caller, form.kind, answers)
+            return Answering(head=head, answers=answers, texts=runtime.text, calls_tools=use.calls)
 
-    if body.stream:
-        return await answer_stream(request, start, lambda found: form.writer(answering(found)))
-    return await answer_whole(request, start, lambda found: form.whole(answering(found)))
+        if body.stream:
+            return await answer_stream(
+                request, start, lambda found: form.writer(answering(found)), held
+            )
+        return await answer_whole(request, start, lambda found: form.whole(answering(found)))
 
 
-def head_of(state: ServerState, caller: Caller, kind: str, answers: Answers) -> Head:
+def head_of(base: Serving, caller: Caller, kind: str, answers: Answers) -> Head:
     """Say what all of an answer has in common."""
-    base = state.model_name
     version = answers.version
     return Head(
         id=caller.id,
         kind=kind,
         created=int(time.time()),
-        model=base if caller.adapter is None else caller.adapter,
-        fingerprint=f"fp_{version[:12]}" if version else f"fp_{base}",
+        model=base.called(caller.adapter),
+        fingerprint=f"fp_{version[:12]}" if version else f"fp_{base.name}",
     )
 
 
@@ -123,9 +128,12 @@ def choices_record(answering: Answering, choices: list[dict[str, Any]]) -> dict[
 
 
 async def answer_stream(
-    request: Request, start: Coroutine[Any, Any, Answers], writer_of: Callable[[Answers], Writer]
+    request: Request,
+    start: Coroutine[Any, Any, Answers],
+    writer_of: Callable[[Answers], Writer],
+    held: AsyncExitStack,
 ) -> Response:
-    """Begin to stream.
+    """Begin to stream; what is held is held until the end of the stream.
 
     What goes wrong before the first piece, or in the first seconds, is an answer of its own
     with a status; later errors are frames.
@@ -134,11 +142,13 @@ async def answer_stream(
     watch = state.metrics.watch()
     answers = await start
     first = asyncio.ensure_future(anext(answers, None))
+    kept = AsyncExitStack()
 
     async def finish() -> None:
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)
         await answers.close()
+        await kept.aclose()
         usage = answers.usage
         state.metrics.tokens(usage.prompt_tokens, usage.completion_tokens)
 
@@ -150,6 +160,7 @@ async def answer_stream(
         await finish()
         raise
     writer = writer_of(answers)
+    kept = held.pop_all()
     return EventStream(
         _frames(answers, first, writer, watch),
         ping_s=state.config.ping_s,

@@ -12,7 +12,7 @@ from hyprstream.server.access import Route
 from hyprstream.server.message_events import MessageEvents
 from hyprstream.server.routes.answering import Answering, Form, answer_chat
 from hyprstream.server.schemas.messages import Conversation, MessageRequest
-from hyprstream.server.state import caller_of, state_of
+from hyprstream.server.state import caller_of, serving, state_of
 
 
 async def message(request: Request, body: MessageRequest) -> Response:
@@ -54,17 +54,18 @@ async def _message(request: Request, body: MessageRequest, lora: str | None) -> 
 
 
 async def _count(request: Request, body: Conversation, lora: str | None) -> Response:
-    state = state_of(request)
     caller_of(request, "msg_", body.model, lora, learn=False)  # refuses what is no model
+    config = state_of(request).config
     chat = body.chat()
-    use = chat.tool_use(state.config)
-    tools, _ = use.applied(state.runtime.model, chat.sampling(state.config))
+    use = chat.tool_use(config)
     variables = chat.chat_template_kwargs
-    tokens = await state.runtime.text.chat_tokens(
-        plain_messages([message.plain() for message in chat.messages]),
-        tools=tools,
-        **(variables.model_dump(exclude_none=True) if variables else {}),
-    )
+    async with serving(request, body.model, lora) as base:
+        tools, _ = use.applied(base.runtime.model, chat.sampling(config))
+        tokens = await base.runtime.text.chat_tokens(
+            plain_messages([message.plain() for message in chat.messages]),
+            tools=tools,
+            **(variables.model_dump(exclude_none=True) if variables else {}),
+        )
     return JSONResponse({"input_tokens": len(tokens)})
 
 
