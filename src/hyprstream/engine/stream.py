@@ -10,6 +10,9 @@ from hyprstream.engine.plan import SequenceEvent
 from hyprstream.errors import HyprstreamError
 from hyprstream.refs import RequestId
 
+Abort = Callable[[RequestId, int | None], None]
+"""Ends a request, or one of its answers."""
+
 
 class TokenStream:
     """The events of one request, as they come: an async iterator and context manager.
@@ -19,7 +22,7 @@ class TokenStream:
     cancelled while waiting and being forgotten all abort the request.
     """
 
-    def __init__(self, request_id: RequestId, abort: Callable[[RequestId], None]) -> None:
+    def __init__(self, request_id: RequestId, abort: Abort) -> None:
         self._request_id = request_id
         self._abort = abort
         self._events: deque[SequenceEvent] = deque()
@@ -34,7 +37,12 @@ class TokenStream:
         if not self._is_over:
             self._is_over = True
             self._wake()
-            self._abort(self._request_id)
+            self._abort(self._request_id, None)
+
+    def end_answer(self, answer: int) -> None:
+        """Abort one of several answers; what is on its way of it still comes."""
+        if not self._is_over:
+            self._abort(self._request_id, answer)
 
     def __aiter__(self) -> Self:
         return self
@@ -75,7 +83,7 @@ class TokenStream:
 
     def __del__(self) -> None:
         if not self._is_over:
-            self._abort(self._request_id)
+            self._abort(self._request_id, None)
 
     def put(self, event: SequenceEvent) -> None:
         """Take one event; called by the engine, on the event loop."""
