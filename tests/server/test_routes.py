@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 
 import pytest
 from starlette.routing import Route as StarletteRoute
@@ -276,3 +277,35 @@ def test_every_route_is_documented_with_its_scope():
     page = (DOCS / "reference" / "http.md").read_text("utf-8")
     rows = re.findall(r"^\| `([A-Z]+) (/\S*)` \| (\w+) \|", page, re.MULTILINE)
     assert sorted(rows) == sorted((route.method, route.path, route.needs) for route in ROUTES)
+
+
+def sent_raw(served, data: bytes) -> tuple[int, dict[str, str]]:
+    """Send bytes as they are; the status and the error that come back."""
+    host, port = served.server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as raw:
+        raw.sendall(data)
+        answer = b""
+        while piece := raw.recv(65_536):
+            answer += piece
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"content-type: application/json" in head.lower()
+    return int(head.split()[1]), json.loads(body)["error"]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"\x16\x03\x01 hello\r\n\r\n", b"GET /health\r\n\r\n",
+     b"GET /health HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+     b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Length: x\r\n\r\n"],
+    ids=lambda data: str(data[:20]),
+)  # fmt: skip
+def test_what_is_no_request_is_refused_in_the_form_of_all_errors(served, data):
+    status, error = sent_raw(served, data)
+    assert status == 400
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["code"] == "invalid_http"
+
+
+def test_a_head_that_is_too_long_is_refused_in_the_form_of_all_errors(served):
+    status, error = sent_raw(served, b"GET /health HTTP/1.1\r\nX: " + b"a" * 70_000)
+    assert (status, error["code"]) == (431, "head_too_large")
