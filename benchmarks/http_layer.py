@@ -21,9 +21,11 @@ from hyprstream.runtime.answers import AnswerDelta
 from hyprstream.runtime.bases import Bases, Serving
 from hyprstream.runtime.runtime import Runtime
 from hyprstream.runtime.server_config import ServerConfig
+from hyprstream.runtime.settings import Settings
 from hyprstream.runtime.text import Usage
 from hyprstream.server.access import Guard
 from hyprstream.server.app import ROUTES, build_routes
+from hyprstream.server.live import LiveConfig
 from hyprstream.server.metrics import Metrics
 from hyprstream.server.middleware import Gate
 from hyprstream.server.serve import uvicorn_config
@@ -87,6 +89,7 @@ def make_app(steps: Steps, config: ServerConfig) -> Gate:
     async def chat(*_: Any, **__: Any) -> Answers:
         return Answers(steps)
 
+    live = LiveConfig(Settings(server=config))
     fake = SimpleNamespace(text=SimpleNamespace(chat=chat), model=SimpleNamespace(ref="model"))
     metrics = Metrics(num_requests=lambda: 0, num_adapters=lambda: 0)
     routes = build_routes()
@@ -96,12 +99,12 @@ def make_app(steps: Steps, config: ServerConfig) -> Gate:
     routes.state.server = ServerState(
         runtime=runtime,
         bases=cast("Bases", bases),
-        config=config,
+        live=live,
         metrics=metrics,
         started_at=0,
     )
     guard = Guard(ROUTES, None, max_concurrent=STREAMS, max_per_minute=0)
-    return Gate(routes, guard=guard, config=config, observe=metrics.request)
+    return Gate(routes, guard=guard, live=live, observe=metrics.request)
 
 
 async def cpu_ms_per_token() -> float:

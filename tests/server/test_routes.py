@@ -249,9 +249,8 @@ def test_a_body_that_is_not_said_to_be_json_is_no_body(client):
 
 def test_ignored_fields_change_nothing_and_are_documented(client):
     body = {**CHAT, "max_tokens": 8, "temperature": 0}
-    given = {"user": "x", "metadata": {"a": "b"}, "store": True, "service_tier": "auto",
-             "prompt_cache_key": "x", "prompt_cache_retention": "24h",
-             "safety_identifier": "x"}  # fmt: skip
+    given = {"metadata": {"a": "b"}, "store": True, "service_tier": "auto",
+             "prompt_cache_key": "x", "prompt_cache_retention": "24h"}  # fmt: skip
     assert set(given) == set(IGNORED)
     plain = client.post("/v1/chat/completions", json=body).json()["choices"]
     assert client.post("/v1/chat/completions", json={**body, **given}).json()["choices"] == plain

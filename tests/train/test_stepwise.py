@@ -25,7 +25,8 @@ from hyprstream.train.backward import Objective, backward
 from hyprstream.train.collate import collate
 from hyprstream.train.config import TrainConfig
 from hyprstream.train.evaluate import sample_scores
-from hyprstream.train.sliced import backward_pieces, loss_pieces
+from hyprstream.train.sample import Sample
+from hyprstream.train.sliced import backward_pieces, loss_pieces, score_pieces
 from hyprstream.train.stepwise import StepwisePass
 from hyprstream.train.trainer import Trainer
 from tests.lora.adapters import CPU, random_adapter, random_kinds
@@ -135,6 +136,24 @@ def test_losses_of_samples_are_those_of_the_whole_pass(model, adapted):
     assert stepwise.num_pieces > 3 * 2 * model.config.num_layers
 
 
+@pytest.mark.parametrize("adapted", [True, False])
+@pytest.mark.usefixtures("small_pieces")
+def test_scores_of_samples_are_those_of_the_whole_pass(model, adapted):
+    view = None
+    if adapted:
+        view = TrainableLora(random_adapter(model.linears, [3], seed=2), device=CPU)
+    every = [Sample.answer([3, 1], [token]) for token in range(model.config.vocab_size)]
+    likely = min(every, key=lambda one: sample_scores(model, view, [one], 2048)[0].loss)
+    stepwise = StepwisePass(score_pieces(model, view, [*SAMPLES, likely], 30))
+    with torch.inference_mode():
+        found = stepwise.finish()
+    expected = sample_scores(model, view, [*SAMPLES, likely], 2048)
+    assert [one.loss for one in found] == pytest.approx([one.loss for one in expected], rel=1e-5)
+    assert [one.num_right for one in found] == [one.num_right for one in expected]
+    assert [one.num_tokens for one in found] == [one.num_tokens for one in expected]
+    assert found[-1].is_exact
+
+
 def trained(model, config: TrainConfig, spec: LoraSpec = SPEC, *, stepwise: bool):
     trainer = Trainer(model)
     trainer.open(A, create(spec, model.linears, seed=1), spec=spec, config=config)
@@ -231,4 +250,6 @@ def test_an_evaluation_is_refused_for_another_model(model):
     strange = random_adapter({"layers.0.mlp.up_proj": (7, 9)}, [2], seed=1)
     with pytest.raises(IncompatibleAdapterError):
         Trainer(model).begin_evaluation(strange, SAMPLES)
+    with pytest.raises(IncompatibleAdapterError):
+        Trainer(model).begin_scoring(strange, SAMPLES)
     assert Trainer(model).begin_evaluation(None, []).finish() == []

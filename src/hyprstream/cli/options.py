@@ -75,6 +75,12 @@ AdapterArgument = Annotated[
 AdapterNameArgument = Annotated[
     str, typer.Argument(metavar="NAME", help="What the adapter is called.")
 ]
+UrlOption = Annotated[
+    str | None,
+    typer.Option(
+        "--url", metavar="URL", help="A running server, as it prints itself.", show_default=False
+    ),
+]
 ForceOption = Annotated[
     bool,
     typer.Option("--force", help="Use an adapter with another model than it was made for."),

@@ -1,12 +1,11 @@
 """`hyprstream ps`: what a running server holds in memory."""
 
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Any
 
 import httpx
-import typer
 
-from hyprstream.cli.options import FormatOption
+from hyprstream.cli.options import FormatOption, UrlOption
 from hyprstream.cli.output import Format
 from hyprstream.cli.session import Context, Settings, session_of
 from hyprstream.cli.text import in_bytes, in_time
@@ -19,22 +18,21 @@ _TIMEOUT_S = 10.0
 def ps(
     ctx: Context,
     *,
-    url: Annotated[
-        str | None,
-        typer.Option(
-            help="The server. Without it: the address that the settings name.", metavar="URL"
-        ),
-    ] = None,
+    url: UrlOption = None,
     format: FormatOption = Format.TABLE,  # noqa: A002
 ) -> None:
     """Show which models a running server holds in memory, until when, and with which adapters.
 
-    A server that asks for a key gets the one in HYPRSTREAM_API_KEY.
+    A server that learns in this home is found by itself; another is looked for at the address
+    that the settings name, or at --url. One that asks for a key gets the one in HYPRSTREAM_API_KEY.
     """
     from hyprstream.runtime import load_settings
+    from hyprstream.runtime.remote import found_server
 
     settings = load_settings()
-    models = _ask(url or _address(settings), settings.api_key.get_secret_value())
+    models = _ask(
+        url or found_server(settings) or _address(settings), settings.api_key.get_secret_value()
+    )
     session_of(ctx).output.table(
         models, format, identifier="name", shown=[_shown(model) for model in models]
     )

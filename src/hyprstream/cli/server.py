@@ -1,6 +1,5 @@
 """`hyprstream server`: serve a model over HTTP until a signal ends it."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
@@ -55,10 +54,11 @@ def server(
 
     It listens on this machine alone unless told otherwise; beyond it, callers need a key
     (`hyprstream auth key create`, or HYPRSTREAM_API_KEY). SIGTERM ends it when the answers under
-    way are finished.
+    way are finished; SIGHUP lets it read its settings again.
     """
     from hyprstream.runtime import load_settings
     from hyprstream.runtime.bases import check_names
+    from hyprstream.server.logs import start_logging
     from hyprstream.server.serve import bind, check_tls, open_verifier, serve
 
     session = session_of(ctx)
@@ -71,9 +71,7 @@ def server(
     check_tls(config)
     with bind(config) as socket:
         loaded = load_model(session, first, loading)
-        logging.basicConfig(
-            level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-        )
+        start_logging(config.log_format)
 
         def announce(port: int) -> None:
             scheme = "https" if config.tls_cert else "http"
@@ -92,7 +90,10 @@ def server(
                 f"curl {url}/v1/{route} {key}-H 'Content-Type: application/json' -d '{body}'"
             )
 
-        serve(loaded, settings, socket, verifier, announce)
+        serve(
+            loaded, settings, socket, verifier, announce,
+            load=lambda: _serving(listening.applied(load_settings()), (models or [])[1:]),
+        )  # fmt: skip
     output.done("ended")
 
 

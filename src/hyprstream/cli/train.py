@@ -30,7 +30,8 @@ from hyprstream.cli.train_options import (
     plan_of,
 )
 from hyprstream.cli.train_samples import sample, start_from_samples
-from hyprstream.cli.train_status import policy, status, stop
+from hyprstream.cli.train_server import forget, stop
+from hyprstream.cli.train_status import policy, status
 from hyprstream.errors import InvalidRequestError
 
 BY = "hyprstream lora train"
@@ -143,6 +144,7 @@ app.command()(stop)
 app.command()(status)
 app.command()(sample)
 app.command()(policy)
+app.command()(forget)
 
 
 @app.command("eval")

@@ -1,4 +1,4 @@
-"""`hyprstream lora train status|stop|policy`: how learning stands, and what it may do."""
+"""`hyprstream lora train status|policy`: how learning stands, and what it may do."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -10,12 +10,13 @@ from typing import Annotated, Any, Literal
 import typer
 
 from hyprstream.cli.curves import write_curves
-from hyprstream.cli.options import AdapterNameArgument, FormatOption, grouped
+from hyprstream.cli.options import AdapterNameArgument, FormatOption, UrlOption, grouped
 from hyprstream.cli.output import Format, Output
 from hyprstream.cli.session import Context, LearningPolicy, LearningStatus, session_of
 from hyprstream.cli.text import in_time
 from hyprstream.cli.train_samples import told
-from hyprstream.errors import InvalidRequestError, UnavailableError
+from hyprstream.cli.train_server import server_at
+from hyprstream.errors import InvalidRequestError
 
 _NUM_DECISIONS = 5
 _WATCH_EVERY_S = 1.0
@@ -39,15 +40,25 @@ def status(
             show_default=False,
         ),
     ] = None,
+    url: UrlOption = None,
     format: FormatOption = Format.TABLE,  # noqa: A002
 ) -> None:
     """Show what adapters learn from, what waits, what was spent today, and what was decided.
 
-    It works while another process trains.
+    It works while another process trains. With --url it asks a server of another home.
     """
     from hyprstream.runtime import learning_status, load_settings, open_adapters
 
     output, settings = session_of(ctx).output, load_settings()
+    if url is not None:
+        if name is None or watch or plot is not None:
+            raise InvalidRequestError(
+                "a server is asked about one adapter at a time",
+                hint="Name it, and leave out --watch and --plot.",
+            )
+        with server_at(settings, url) as server:
+            output.record(server.status(name), format)
+        return
     if watch and format is not Format.TABLE:
         raise InvalidRequestError(
             "--watch is for people to look at", hint="Leave it out, or leave out --format."
@@ -67,35 +78,6 @@ def status(
             time.sleep(_WATCH_EVERY_S)
     if not found:
         output.hint("There is no adapter; `hyprstream lora create --name NAME` makes one.")
-
-
-def stop(
-    ctx: Context,
-    name: AdapterNameArgument,
-    timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", help="How long to wait for it.", min=0)
-    ] = 60.0,
-) -> None:
-    """Stop the training of an adapter in another process after its current step, and wait for it.
-
-    What was trained on files is saved, and `train start --resume` goes on from there; samples
-    that were taken wait again.
-    """
-    from hyprstream.runtime import TrainingPlace, load_settings, open_adapters
-
-    output, settings = session_of(ctx).output, load_settings()
-    with open_adapters(settings) as adapters:
-        adapters.history(name)  # refuse a wrong name
-    place = TrainingPlace(settings.training_folder, name)
-    if not place.is_held():
-        output.done(f"no training of {name} is going on")
-        return
-    if not place.stop(timeout):
-        raise UnavailableError(
-            f"the training of {name} has not stopped within {timeout:g} seconds",
-            hint="It stops after its current step; look again, or wait longer with --timeout.",
-        )
-    output.done(f"the training of {name} has stopped")
 
 
 @grouped
@@ -134,6 +116,16 @@ def policy(
     tokens_per_day: Annotated[
         int | None, typer.Option(metavar="N", help="Tokens of steps.", show_default=False)
     ] = None,
+    keep_days: Annotated[
+        float | None,
+        typer.Option(
+            metavar="DAYS", help="Delete samples after so long; 0: never.", show_default=False
+        ),
+    ] = None,
+    keep_samples: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Keep so many samples at most.", min=0, show_default=False),
+    ] = None,
     usual_budget: Annotated[
         bool, typer.Option("--usual-budget", help="Take the budget of the settings again.")
     ] = False,
@@ -151,6 +143,8 @@ def policy(
         "steps_per_day": steps_per_day,
         "seconds_per_day": seconds_per_day,
         "tokens_per_day": tokens_per_day,
+        "keep_days": keep_days,
+        "keep_samples": keep_samples,
     }
     with open_adapters(settings) as adapters:
         policies = Policies(adapters)
@@ -197,6 +191,8 @@ def _policy_record(status: LearningStatus) -> dict[str, Any]:
     return {
         "adapter": status.name,
         "learn": status.policy.learn,
+        "keep_days": status.policy.keep_days,
+        "keep_samples": status.policy.keep_samples,
         "trusted": list(status.trusted),
         "budget": asdict(status.budget),
     }

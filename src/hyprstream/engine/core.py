@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from hyprstream.engine.plan import Runner, SequenceEvent
 from hyprstream.engine.request import Request
 from hyprstream.engine.scheduler import Scheduler
+from hyprstream.engine.stats import EngineStats
 from hyprstream.engine.versions import HostVersions
 from hyprstream.errors import QueueFullError
 from hyprstream.lora.weights import LoraWeights
@@ -78,11 +79,22 @@ class EngineCore:
         self._open: dict[RequestId, Request] = {}
         self._kept: dict[RequestId, object] = {}
         self._num_running: dict[RequestId, int] = {}
+        self._started: tuple[RequestId, ...] = ()
 
     @property
     def has_work(self) -> bool:
         """Tell whether a step would do anything."""
         return self._scheduler.has_work
+
+    @property
+    def stats(self) -> EngineStats:
+        """What goes on between two steps."""
+        return self._scheduler.stats(self._versions.size_bytes)
+
+    @property
+    def started(self) -> tuple[RequestId, ...]:
+        """Requests of which the last step was the first."""
+        return self._started
 
     @property
     def open_requests(self) -> list[RequestId]:
@@ -151,6 +163,9 @@ class EngineCore:
     def step(self) -> list[SequenceEvent]:
         """Compute one step and return what came of it."""
         plan = self._scheduler.schedule()
+        self._started = tuple(
+            start.sequence_id.request_id for start in plan.starts if not start.sequence_id.answer
+        )
         sampled = self._runner.run(plan)
         return self._account(self._scheduler.update(plan, sampled))
 

@@ -17,10 +17,14 @@ class Batch:
     Attributes:
         events: In order for each sequence.
         over: Requests with which the engine thread is through.
+        started: Requests of which the step was the first.
+        at_ns: When it began, in nanoseconds since 1970.
     """
 
     events: Sequence[SequenceEvent] = ()
     over: Sequence[RequestId] = ()
+    started: Sequence[RequestId] = ()
+    at_ns: int = 0
 
 
 @dataclass(slots=True)
@@ -70,6 +74,10 @@ class Deliveries:
 
     def deliver(self, batch: Batch) -> None:
         """Hand events to their streams."""
+        for request_id in batch.started:
+            stream = self._places[request_id].stream()
+            if stream is not None:
+                stream.times.started_ns = batch.at_ns
         for event in batch.events:
             place = self._places[event.sequence_id.request_id]
             self._count_waiting(place)

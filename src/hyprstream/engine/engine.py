@@ -25,6 +25,7 @@ from hyprstream.engine.delivery import Batch, Deliveries, again
 from hyprstream.engine.plan import SequenceEvent, SequenceId
 from hyprstream.engine.preparing import Preparations
 from hyprstream.engine.request import Request
+from hyprstream.engine.stats import EngineStats
 from hyprstream.engine.stream import TokenStream
 from hyprstream.errors import (
     EngineStoppedError,
@@ -202,6 +203,14 @@ class Engine:
             weights = await asyncio.get_running_loop().run_in_executor(self._io, read)
         return await self._call(lambda: self._core.compose(parts, weights))
 
+    async def stats(self) -> EngineStats:
+        """Tell what the engine is doing, between two steps.
+
+        Raises:
+            EngineStoppedError: It does not run.
+        """
+        return await self._call(lambda: self._core.stats)
+
     async def retire(self, version: VersionId) -> None:
         """Refuse a version to new requests; those that use it finish with it.
 
@@ -301,7 +310,7 @@ class Engine:
             self._inbox.get(timeout=_IDLE_POLL_S)()
 
     def _step(self) -> None:
-        began = self._clock()
+        began, now_ns = self._clock(), time.time_ns()
         events = self._core.step()
         self._share.add_step(self._clock() - began)
         over = [
@@ -309,8 +318,9 @@ class Engine:
             for event in events
             if event.is_last and event.sequence_id.request_id not in self._core
         ]
-        if events:
-            self._tell(Batch(events, tuple(dict.fromkeys(over))))
+        started = self._core.started
+        if events or started:
+            self._tell(Batch(events, tuple(dict.fromkeys(over)), started, now_ns))
 
     def _run_background(self) -> None:
         background = self._background

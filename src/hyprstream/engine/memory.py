@@ -13,6 +13,7 @@ from hyprstream.engine.request import Request
 from hyprstream.engine.sequence import SequenceState
 from hyprstream.engine.slots import Lease, SlotTable
 from hyprstream.errors import ContextTooLongError, RequestTooLargeError
+from hyprstream.refs import VersionId
 
 
 class SequenceMemory:
@@ -33,6 +34,16 @@ class SequenceMemory:
     def num_free_blocks(self) -> int:
         """Blocks that no sequence holds."""
         return self._pool.num_free
+
+    @property
+    def num_blocks(self) -> int:
+        """All blocks that there are."""
+        return self._pool.num_blocks
+
+    @property
+    def resident(self) -> frozenset[VersionId]:
+        """Versions that are in slots."""
+        return self._slots.resident
 
     def final_length(self, request: Request) -> int:
         """Return the length at which an answer ends at the latest, its prompt included.

@@ -17,7 +17,7 @@ Plain Python, no tensors. Runs on the engine thread.
 
 from bisect import insort
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 
 from hyprstream.engine.config import EngineConfig
@@ -26,6 +26,7 @@ from hyprstream.engine.memory import SequenceMemory
 from hyprstream.engine.plan import Plan, Row, Sampled, SequenceEvent, SequenceId, SlotLoad, Start
 from hyprstream.engine.request import Request
 from hyprstream.engine.sequence import SequenceState, by_rank
+from hyprstream.engine.stats import Counts, EngineStats
 from hyprstream.engine.waiting import WaitingLine
 from hyprstream.errors import (
     DeadlineExceededError,
@@ -33,20 +34,6 @@ from hyprstream.errors import (
     QueueFullError,
 )
 from hyprstream.refs import RequestId
-
-
-@dataclass(slots=True)
-class Counts:
-    """What has happened since the scheduler was made. They only grow."""
-
-    preemptions: int = 0
-    """Sequences that lost them before they were over."""
-    shared_tokens: int = 0
-    """Tokens that were not computed, because they had been before."""
-    drafts: int = 0
-    """Tokens that were guessed."""
-    right_drafts: int = 0
-    """Guesses that turned out right."""
 
 
 class Scheduler:
@@ -114,6 +101,23 @@ class Scheduler:
     def num_free_blocks(self) -> int:
         """Blocks that no sequence holds."""
         return self._memory.num_free_blocks
+
+    def stats(self, adapter_bytes: int) -> EngineStats:
+        """Tell what goes on; `adapter_bytes` is what the versions on the host take."""
+        memory = self._memory
+        resident = memory.resident
+        wanted = {state.request.adapter for state in self._waiting} - {None}
+        return EngineStats(
+            num_waiting=self.num_waiting,
+            num_running=self.num_running,
+            num_blocks=memory.num_blocks,
+            num_free_blocks=memory.num_free_blocks,
+            num_slots=self._config.num_slots,
+            resident=resident,
+            waiting_for=frozenset(v for v in wanted if v is not None and v not in resident),
+            adapter_bytes=adapter_bytes,
+            counts=replace(self.counts),
+        )
 
     def add(self, request: Request) -> None:
         """Let a request wait for its turn.
@@ -327,6 +331,7 @@ class Scheduler:
         self._waiting.leave(state, to_run=True)
         insort(self._running, state, key=by_rank)
         self._queued.discard(state.id.request_id)
+        self.counts.begun_tokens += len(state.token_ids)
         self.counts.shared_tokens += state.num_computed
         if not state.is_started:
             state.is_started = True

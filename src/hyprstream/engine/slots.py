@@ -48,6 +48,11 @@ class SlotTable:
         """The versions in use, each with the number of its leases."""
         return self._pins
 
+    @property
+    def resident(self) -> frozenset[VersionId]:
+        """The versions that have slots, in use or not."""
+        return frozenset(self._slots)
+
     def lease(self, version: VersionId | None) -> Lease | None:
         """Pin `version` in a slot, evicting an unpinned one if needed.
 

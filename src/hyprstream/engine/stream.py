@@ -1,8 +1,10 @@
 """The events of one request on their way to its reader. Belongs to the event loop."""
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -14,15 +16,36 @@ Abort = Callable[[RequestId, int | None], None]
 """Ends a request, or one of its answers."""
 
 
+@dataclass(slots=True)
+class Times:
+    """When a request got how far, in nanoseconds since 1970; 0 where it did not.
+
+    Attributes:
+        opened_ns: It was submitted.
+        started_ns: Its first step began.
+        first_ns: Its first token arrived.
+        over_ns: Nothing follows.
+    """
+
+    opened_ns: int
+    started_ns: int = 0
+    first_ns: int = 0
+    over_ns: int = 0
+
+
 class TokenStream:
     """The events of one request, as they come: an async iterator and context manager.
 
     It ends after the last event of the last answer, or when the request is aborted; it
     raises the error with which the request fails. Leaving the context, `close`, being
     cancelled while waiting and being forgotten all abort the request.
+
+    Attributes:
+        times: How far it got, and when.
     """
 
     def __init__(self, request_id: RequestId, abort: Abort) -> None:
+        self.times = Times(time.time_ns())
         self._request_id = request_id
         self._abort = abort
         self._events: deque[SequenceEvent] = deque()
@@ -35,7 +58,7 @@ class TokenStream:
         self._events.clear()
         self._failure = None
         if not self._is_over:
-            self._is_over = True
+            self._end()
             self._wake()
             self._abort(self._request_id, None)
 
@@ -88,15 +111,21 @@ class TokenStream:
     def put(self, event: SequenceEvent) -> None:
         """Take one event; called by the engine, on the event loop."""
         if not self._is_over:
+            if not self.times.first_ns and event.token is not None:
+                self.times.first_ns = time.time_ns()
             self._events.append(event)
             self._wake()
 
     def end(self, failure: HyprstreamError | None = None) -> None:
         """Take note that nothing follows; called by the engine, on the event loop."""
         if not self._is_over:
-            self._is_over = True
+            self._end()
             self._failure = failure
             self._wake()
+
+    def _end(self) -> None:
+        self._is_over = True
+        self.times.over_ns = time.time_ns()
 
     def _wake(self) -> None:
         # A bare future, since an asyncio.Event for every token costs twice as much.

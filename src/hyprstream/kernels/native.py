@@ -36,7 +36,7 @@ class Kernels:
         pointer, size = ctypes.c_void_p, ctypes.c_int64
         self.low_rank = library.hyprstream_low_rank
         """Products with low-rank adapters: see `low_rank.cpp` for the parameters."""
-        self.low_rank.argtypes = [size, *[pointer] * 4, *[size] * 4, *[pointer] * 3]
+        self.low_rank.argtypes = [size, *[pointer] * 4, *[size] * 3, *[pointer] * 3]
         self.low_rank.restype = None
         self.peaks = library.hyprstream_peaks
         """Largest numbers of rows, and their places."""

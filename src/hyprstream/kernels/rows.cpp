@@ -47,7 +47,8 @@ template <typename Number>
 INLINE void gate(const Number* x, const Number* up, int64_t count, Number* y) {
     for (int64_t i = 0; i < count; ++i) {
         const float value = wide(x[i]);
-        const float power = exponential(-std::fabs(value));
+        const float magnitude = std::fabs(value);
+        const float power = magnitude > 87.0f ? 0.0f : exponential(-magnitude);
         const float sigmoid = (value < 0.0f ? power : 1.0f) / (1.0f + power);
         narrow(value * sigmoid * wide(up[i]), y + i);
     }

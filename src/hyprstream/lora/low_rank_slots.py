@@ -258,6 +258,17 @@ class LowRankView:
             added = block.rows.put(added, block.product(stack, block.rows.take(x)))
         return added
 
+    def add_to(
+        self, path: str, x: Float[Tensor, "T I"], y: Float[Tensor, "T O"]
+    ) -> Float[Tensor, "T O"]:
+        """Return `y` and what is added to it; `y` may be changed."""
+        native = self._bank.native
+        if path in self._paths and native is not None and native.takes(x):
+            stack = self._bank.stack(path)
+            return native.add_to(y, x, stack.a, stack.b, self._groups_at(path))
+        delta = self.delta(path, x)
+        return y if delta is None else y + delta
+
     def _groups_at(self, path: str) -> RowGroups:
         # Adapters mostly change the same layers, so that there is one grouping for all.
         adding = tuple(slot for slot in self._used if path in self._bank.paths(slot))

@@ -7,6 +7,7 @@ torch is `low_rank_product`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
@@ -14,12 +15,13 @@ from torch import Tensor
 
 from hyprstream.kernels.native import KINDS, Kernels, Kind, open_kernels
 from hyprstream.lora.regions import Region
+from hyprstream.lora.rows import nothing
 
 MAX_ROWS = 64
 """From so many rows on, products in torch are as fast: they reuse what they have read."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class RowGroups:
     """Which rows of a batch use which ranks.
 
@@ -32,6 +34,16 @@ class RowGroups:
     ranks: Int[Tensor, "G 2"]
     ends: Int[Tensor, " G"]
     rows: Int[Tensor, " N"]
+
+    @cached_property
+    def addresses(self) -> tuple[int, int, int, int]:
+        """The number of groups, and where the kernel finds the three."""
+        return (
+            len(self.ends),
+            self.ranks.data_ptr(),
+            self.ends.data_ptr(),
+            self.rows.data_ptr(),
+        )
 
     @classmethod
     def of(cls, groups: Sequence[tuple[Region, Sequence[int]]]) -> "RowGroups":
@@ -87,19 +99,28 @@ class NativeRows:
             b: The same, coming out.
             groups: Which rows use which.
         """
+        return self.add_to(nothing(x, b.shape[1]), x, a, b, groups)
+
+    def add_to(
+        self,
+        y: Float[Tensor, "T O"],
+        x: Float[Tensor, "T I"],
+        a: Float[Tensor, "R I"],
+        b: Float[Tensor, "R O"],
+        groups: RowGroups,
+    ) -> Float[Tensor, "T O"]:
+        """Add to rows of `y` what the groups' ranks add, and return it; parameters as above."""
+        assert y.is_contiguous(), "rows to add to lie together"
+        assert y.dtype == x.dtype, f"rows of {x.dtype} add to {y.dtype}"
         x = x.contiguous()
-        added = x.new_empty(x.shape[0], b.shape[1])
         self._low_rank(
             self._kind,
             x.data_ptr(),
             a.data_ptr(),
             b.data_ptr(),
-            added.data_ptr(),
-            *x.shape,
+            y.data_ptr(),
+            x.shape[1],
             b.shape[1],
-            len(groups.ends),
-            groups.ranks.data_ptr(),
-            groups.ends.data_ptr(),
-            groups.rows.data_ptr(),
+            *groups.addresses,
         )
-        return added
+        return y

@@ -39,6 +39,17 @@ class LoraView(Protocol):
         ...
 
 
+@runtime_checkable
+class AddsInPlace(Protocol):
+    """A `LoraView` that spares the sum: it adds to what the layer has computed."""
+
+    def add_to(
+        self, path: str, x: Float[Tensor, "T I"], y: Float[Tensor, "T O"]
+    ) -> Float[Tensor, "T O"]:
+        """Return `y` and what is added to it; `y` may be changed."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForwardBatch:
     """Everything one forward pass needs besides the weights.

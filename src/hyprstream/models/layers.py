@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hyprstream.models import native
 from hyprstream.models.config import Activation, ModelConfig
-from hyprstream.models.forward import ForwardBatch, LoraView
+from hyprstream.models.forward import AddsInPlace, ForwardBatch, LoraView
 from hyprstream.models.quant import Weight, multiply_all
 from hyprstream.models.rotary import rotate
 
@@ -46,30 +46,26 @@ class Linear:
         self, x: Float[Tensor, "T I"], lora: LoraView | None, outputs: slice | None = None
     ) -> Float[Tensor, "T O"]:
         """Apply the layer to each row, or compute some of its outputs (`Weight.span`)."""
-        weight, bias = self.weight, self.bias
-        if outputs is not None:
-            weight = weight.span(outputs.start, outputs.stop)
-            bias = None if bias is None else bias[outputs]
-        y = weight.matmul(x)
-        if bias is not None:
-            y = y + bias
-        if lora is not None:
-            delta = lora.delta(self.path, x)
-            if delta is not None:
-                y = y + (delta if outputs is None else delta[:, outputs])
-        return y
+        if outputs is None:
+            return self.added(self.weight.matmul(x), x, lora)
+        y = self.weight.span(outputs.start, outputs.stop).matmul(x)
+        if self.bias is not None:
+            y = y + self.bias[outputs]
+        delta = None if lora is None else lora.delta(self.path, x)
+        return y if delta is None else y + delta[:, outputs]
 
     def added(
         self, y: Float[Tensor, "T O"], x: Float[Tensor, "T I"], lora: LoraView | None
     ) -> Float[Tensor, "T O"]:
-        """Add to x W^T what else the layer adds."""
+        """Add to x W^T, which may be changed, what else the layer adds."""
         if self.bias is not None:
             y = y + self.bias
-        if lora is not None:
-            delta = lora.delta(self.path, x)
-            if delta is not None:
-                y = y + delta
-        return y
+        if lora is None:
+            return y
+        if isinstance(lora, AddsInPlace):
+            return lora.add_to(self.path, x, y)
+        delta = lora.delta(self.path, x)
+        return y if delta is None else y + delta
 
 
 def apply_all(

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from hyprstream.catalog.records import CachedModel, CacheStatus, Damage, Leftover, Repair
     from hyprstream.catalog.upkeep import Upkeep
     from hyprstream.engine.request import Grammar, SamplingParams
+    from hyprstream.engine.stats import EngineStats
     from hyprstream.lora.exchange.coverage import Coverage
     from hyprstream.lora.spec import LoraSpec
     from hyprstream.lora.summary import ModuleChange, ModuleSummary
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     )
     from hyprstream.runtime.adapter_records import AdapterDiff, AdapterInfo, Committed
     from hyprstream.runtime.adapters import Adapters, open_adapters
+    from hyprstream.runtime.coverage import AdapterCoverage, adapter_coverage
     from hyprstream.runtime.device import set_threads
     from hyprstream.runtime.enrolment import learner_of
     from hyprstream.runtime.environment import Check, environment_report
@@ -42,9 +44,11 @@ if TYPE_CHECKING:
     from hyprstream.runtime.journal_rows import Decision
     from hyprstream.runtime.learners import LessonProgress
     from hyprstream.runtime.learning_report import LearningStatus, learning_status
+    from hyprstream.runtime.learning_stats import LearningStats
     from hyprstream.runtime.model import Model
     from hyprstream.runtime.models import open_catalog
     from hyprstream.runtime.policy import LearningPolicy, Policies
+    from hyprstream.runtime.retention import erase_samples
     from hyprstream.runtime.runtime import Runtime
     from hyprstream.runtime.sample_training import SampleTraining
     from hyprstream.runtime.samples import (
@@ -64,6 +68,7 @@ if TYPE_CHECKING:
     from hyprstream.runtime.training_records import Evaluated, Trained, TrainingPlan
     from hyprstream.store.records import Adapter, Collected, Move, Note
     from hyprstream.train.augment import AugmentConfig
+    from hyprstream.train.buffer import Owner
     from hyprstream.train.curriculum import CurriculumConfig
     from hyprstream.train.dataset import DataConfig
     from hyprstream.train.run import Point, TrainingProgress
@@ -74,6 +79,7 @@ _HOMES = {
     "Account": "hyprstream.runtime.accounts",
     "Accounts": "hyprstream.runtime.accounts",
     "Adapter": "hyprstream.store.records",
+    "AdapterCoverage": "hyprstream.runtime.coverage",
     "AdapterDiff": "hyprstream.runtime.adapter_records",
     "AdapterInfo": "hyprstream.runtime.adapter_records",
     "Adapters": "hyprstream.runtime.adapters",
@@ -92,12 +98,14 @@ _HOMES = {
     "DataConfig": "hyprstream.train.dataset",
     "Decision": "hyprstream.runtime.journal_rows",
     "Destination": "hyprstream.runtime.exchange",
+    "EngineStats": "hyprstream.engine.stats",
     "Evaluated": "hyprstream.runtime.training_records",
     "Found": "hyprstream.catalog.many",
     "Generation": "hyprstream.runtime.text",
     "Grammar": "hyprstream.engine.request",
     "GridStatistics": "hyprstream.vdb.statistics",
     "LearningPolicy": "hyprstream.runtime.policy",
+    "LearningStats": "hyprstream.runtime.learning_stats",
     "LearningStatus": "hyprstream.runtime.learning_report",
     "Leftover": "hyprstream.catalog.records",
     "LessonProgress": "hyprstream.runtime.learners",
@@ -110,6 +118,7 @@ _HOMES = {
     "Move": "hyprstream.store.records",
     "Note": "hyprstream.store.records",
     "Offer": "hyprstream.catalog.offer",
+    "Owner": "hyprstream.train.buffer",
     "Point": "hyprstream.train.run",
     "Policies": "hyprstream.runtime.policy",
     "Progress": "hyprstream.catalog.card",
@@ -132,12 +141,14 @@ _HOMES = {
     "TrainingProgress": "hyprstream.train.run",
     "TrainingRun": "hyprstream.runtime.training",
     "Upkeep": "hyprstream.catalog.upkeep",
+    "adapter_coverage": "hyprstream.runtime.coverage",
     "base_model_ref": "hyprstream.runtime.adapted",
     "commit_fresh": "hyprstream.runtime.adapted",
     "conversation": "hyprstream.runtime.samples",
     "create_adapter": "hyprstream.runtime.adapted",
     "describe": "hyprstream.runtime.info",
     "environment_report": "hyprstream.runtime.environment",
+    "erase_samples": "hyprstream.runtime.retention",
     "evaluate_adapter": "hyprstream.runtime.trained",
     "export_adapter": "hyprstream.runtime.exchange",
     "finish_training": "hyprstream.runtime.trained",
@@ -164,6 +175,7 @@ __all__ = [
     "Account",
     "Accounts",
     "Adapter",
+    "AdapterCoverage",
     "AdapterDiff",
     "AdapterInfo",
     "Adapters",
@@ -182,12 +194,14 @@ __all__ = [
     "DataConfig",
     "Decision",
     "Destination",
+    "EngineStats",
     "Evaluated",
     "Found",
     "Generation",
     "Grammar",
     "GridStatistics",
     "LearningPolicy",
+    "LearningStats",
     "LearningStatus",
     "Leftover",
     "LessonProgress",
@@ -200,6 +214,7 @@ __all__ = [
     "Move",
     "Note",
     "Offer",
+    "Owner",
     "Point",
     "Policies",
     "Progress",
@@ -222,12 +237,14 @@ __all__ = [
     "TrainingProgress",
     "TrainingRun",
     "Upkeep",
+    "adapter_coverage",
     "base_model_ref",
     "commit_fresh",
     "conversation",
     "create_adapter",
     "describe",
     "environment_report",
+    "erase_samples",
     "evaluate_adapter",
     "export_adapter",
     "finish_training",

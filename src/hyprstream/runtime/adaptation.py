@@ -64,6 +64,7 @@ class AdaptationLoop(Generic[Weights]):
         self._lesson: Lesson[Weights] | None = None
         self._awaited: Future[Any] | None = None
         self._failure: Exception | None = None
+        self._abandoned: AdapterName | None = None
 
     @property
     def failure(self) -> Exception | None:
@@ -89,6 +90,14 @@ class AdaptationLoop(Generic[Weights]):
         A version that is being made is given up with the next slice, its samples wait again.
         """
         self._learners = {n: learner for n, learner in self._learners.items() if n != name}
+
+    def abandon(self, name: AdapterName) -> None:
+        """Give up the version that is being made of an adapter, if there is one; from any thread.
+
+        It happens with the next slice; a version that is on its way to the disk gets there.
+        """
+        if self._learning == name:
+            self._abandoned = name
 
     def give_up(self) -> None:
         """Give up the version that is being made; its samples wait again.
@@ -124,7 +133,10 @@ class AdaptationLoop(Generic[Weights]):
             return False
         if self._awaited is not None:
             return self._awaited.done()
-        if self._learning is not None and self._learning not in self._learners:
+        abandoned, self._abandoned = self._abandoned, None
+        if self._learning is not None and (
+            self._learning not in self._learners or self._learning == abandoned
+        ):
             self.give_up()
         return (
             self._cycle is not None or self._watch.worse() is not None or self._next() is not None

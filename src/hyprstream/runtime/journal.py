@@ -8,16 +8,18 @@ import json
 import sqlite3
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
-from hyprstream.errors import CorruptStoreError
+from hyprstream.errors import CorruptStoreError, UnavailableError
 from hyprstream.files import lock, storage
 from hyprstream.refs import AdapterName
 from hyprstream.runtime import journal_rows
 from hyprstream.runtime.journal_rows import FORMAT, Action, Decision, RequestRow, translated
-from hyprstream.train.buffer import Fate, Kept
+from hyprstream.train.buffer import NOBODY, Fate, Kept, Owner
 from hyprstream.train.sample import Sample
 
 _MAX_ROWS = {"requests": 100_000, "decisions": 10_000, "samples": 50_000}
@@ -29,7 +31,8 @@ CREATE TABLE samples (
     adapter TEXT NOT NULL, source TEXT NOT NULL, at REAL NOT NULL,
     tokens TEXT NOT NULL, counts TEXT NOT NULL, weight REAL NOT NULL,
     held_out INTEGER NOT NULL,
-    fate TEXT
+    fate TEXT,
+    user TEXT NOT NULL DEFAULT '', key TEXT NOT NULL DEFAULT ''
 );
 CREATE INDEX samples_fate ON samples (fate, id);
 CREATE TABLE decisions (
@@ -45,6 +48,10 @@ CREATE TABLE requests (
     feedback TEXT
 )
 """
+_WITH_OWNERS = (
+    "ALTER TABLE samples ADD COLUMN user TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE samples ADD COLUMN key TEXT NOT NULL DEFAULT ''",
+)
 
 
 class Journal:
@@ -52,6 +59,9 @@ class Journal:
 
     Invariant, checked by `test_journal_kills.py`: whatever was acknowledged is there after a
     kill at any moment.
+
+    Attributes:
+        decided: Counts what was decided since it was opened, unfinished publications apart.
     """
 
     def __init__(self, file: Path, *, clock: Callable[[], float] = time.time) -> None:
@@ -66,6 +76,7 @@ class Journal:
         self._clock = clock
         self._turn = threading.Lock()
         self._num_added = 0
+        self.decided: Counter[Action] = Counter()
         self._held = ExitStack()
         with storage(file.parent):
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -86,7 +97,15 @@ class Journal:
 
     # Samples: what `SampleLog` asks for -----------------------------------------------
 
-    def append(self, adapter: AdapterName, sample: Sample, source: str, *, held_out: bool) -> int:
+    def append(
+        self,
+        adapter: AdapterName,
+        sample: Sample,
+        source: str,
+        *,
+        held_out: bool,
+        owner: Owner = NOBODY,
+    ) -> int:
         """Keep a sample; it is on the disk when this returns its number.
 
         Raises:
@@ -96,9 +115,13 @@ class Journal:
         counts = "".join("01"[mark] for mark in sample.counts)
         with self._change() as db:
             done = db.execute(
-                "INSERT INTO samples (adapter, source, at, tokens, counts, weight, held_out) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (adapter, source, self._clock(), tokens, counts, sample.weight, held_out),
+                "INSERT INTO samples "
+                "(adapter, source, at, tokens, counts, weight, held_out, user, key) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    *(adapter, source, self._clock(), tokens, counts, sample.weight, held_out),
+                    *(owner.user, owner.key),
+                ),
             )
         assert done.lastrowid is not None
         return done.lastrowid
@@ -137,6 +160,55 @@ class Journal:
         with self._change() as db:
             return sum(db.execute(query, (number,)).rowcount for number in ids)
 
+    def remove_of(
+        self,
+        owner: Owner,
+        may_remove: Callable[[AdapterName], bool] = lambda _: True,
+    ) -> list[Kept]:
+        """Remove the samples of a user, of a key, or of a user with a key, whatever their fate.
+
+        Nothing of them is left in the files then, nor are the rows of the requests that they
+        came from.
+
+        Args:
+            owner: What is empty is not looked at; something has to be named.
+            may_remove: Of which adapters.
+
+        Returns:
+            What they were.
+
+        Raises:
+            UnavailableError: A reader holds on to the files. The rows are gone; call it again.
+        """
+        named = {name: value for name, value in asdict(owner).items() if value}
+        assert named, "nobody is named"
+        condition = " AND ".join(f"{name} = ?" for name in named)
+        found = self._remove(condition, tuple(named.values()), may_remove)
+        if not self._clean():
+            raise UnavailableError(
+                "the samples are deleted, and a reader keeps their bytes from being overwritten",
+                hint="Ask again in a moment.",
+            )
+        return found
+
+    def remove_old(self, adapter: AdapterName, *, before: float, most: int) -> list[Kept]:
+        """Remove the samples of an adapter that came before a moment, or are too many.
+
+        Those go first of which something became, then those that came first.
+
+        Returns:
+            What they were.
+        """
+        found = self._remove("adapter = ? AND at < ?", (adapter, before))
+        found += self._remove(
+            "adapter = ? AND id NOT IN (SELECT id FROM samples WHERE adapter = ? "
+            "ORDER BY fate IS NULL DESC, id DESC LIMIT ?)",
+            (adapter, adapter, most),
+        )
+        if found:
+            self._clean()  # what a reader holds now is overwritten with the next ones
+        return found
+
     # Decisions ------------------------------------------------------------------------
 
     def decide(self, decision: Decision, fate: Fate | None = None) -> int:
@@ -163,6 +235,7 @@ class Journal:
             )
             if fate is not None:
                 _end(db, decision.samples, fate)
+        self._count(decision.action)
         assert done.lastrowid is not None
         return done.lastrowid
 
@@ -173,6 +246,7 @@ class Journal:
             if fate is not None:
                 query = "SELECT samples FROM decisions WHERE id = ?"
                 _end(db, json.loads(db.execute(query, (number,)).fetchone()[0]), fate)
+        self._count(action)
 
     def decisions(
         self, adapter: AdapterName | None = None, *, since: float = 0.0
@@ -214,15 +288,46 @@ class Journal:
 
     # Inside ---------------------------------------------------------------------------
 
+    def _count(self, action: Action) -> None:
+        if action != "publishing":
+            self.decided[action] += 1
+
     def _samples(self, condition: str) -> Iterator[Kept]:
         with self._turn, self._translated():
             yield from journal_rows.samples(self._db, condition)
+
+    def _remove(
+        self,
+        condition: str,
+        values: tuple[object, ...],
+        may_remove: Callable[[AdapterName], bool] = lambda _: True,
+    ) -> list[Kept]:
+        with self._change() as db:
+            found = [
+                kept
+                for kept in journal_rows.samples(db, condition, values)
+                if may_remove(kept.adapter)
+            ]
+            db.executemany("DELETE FROM samples WHERE id = ?", [(kept.id,) for kept in found])
+            db.executemany("DELETE FROM requests WHERE id = ?", [(kept.source,) for kept in found])
+        return found
+
+    def _clean(self) -> bool:
+        """Leave nothing in the files of what was deleted; False while a reader needs it.
+
+        Deleted rows were overwritten with zeros in the pages of the log (`secure_delete`); here
+        these become those of the database, and the log is emptied.
+        """
+        with self._turn, self._translated():
+            is_busy: int = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        return not is_busy
 
     def _prepare(self) -> None:
         db = self._db
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA trusted_schema = OFF")
+        db.execute("PRAGMA secure_delete = ON")
         found = db.execute("PRAGMA user_version").fetchone()[0]
         if found == 0:
             db.execute("BEGIN IMMEDIATE")
@@ -230,6 +335,12 @@ class Journal:
                 db.execute(statement)
             db.execute(f"PRAGMA user_version = {FORMAT}")
             db.execute("COMMIT")
+        elif found == 1:
+            db.execute("BEGIN IMMEDIATE")
+            for statement in (*_WITH_OWNERS, f"PRAGMA user_version = {FORMAT}"):
+                db.execute(statement)
+            db.execute("COMMIT")
+            db.execute("VACUUM")  # rows that were deleted before may be there still, as bytes
         elif found != FORMAT:
             raise CorruptStoreError(self._file, f"it is a journal of format {found}")
 

@@ -13,7 +13,8 @@ from hyprstream.refs import AdapterName, VersionId
 from hyprstream.train.buffer import Kept
 from hyprstream.train.sample import Sample
 
-FORMAT = 1
+FORMAT = 2
+"""Of the tables. In format 1 samples had no owners."""
 
 Action = Literal[
     "publishing", "published", "rejected", "stale", "abandoned", "failed", "disabled",
@@ -109,8 +110,8 @@ def decisions(
     ]
 
 
-def samples(db: sqlite3.Connection, condition: str) -> list[Kept]:
-    """List the samples of which a condition of SQL holds."""
+def samples(db: sqlite3.Connection, condition: str, values: tuple[object, ...] = ()) -> list[Kept]:
+    """List the samples of which a condition of SQL holds; `?` in it stands for the values."""
     query = "SELECT id, adapter, source, tokens, counts, weight, held_out FROM samples WHERE "
     return [
         Kept(
@@ -121,7 +122,7 @@ def samples(db: sqlite3.Connection, condition: str) -> list[Kept]:
             is_held_out=bool(held_out),
         )
         for number, adapter, source, tokens, counts, weight, held_out in db.execute(
-            query + condition
+            query + condition, values
         ).fetchall()
     ]
 

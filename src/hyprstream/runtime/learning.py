@@ -19,6 +19,7 @@ from hyprstream.runtime.journal import Journal
 from hyprstream.runtime.learners import Learner, LessonProgress, LoopParts, day_start, spent_on
 from hyprstream.runtime.learning_config import LearningConfig
 from hyprstream.runtime.publishing import StoreVersions, forget_deleted, recover
+from hyprstream.runtime.retention import remove_expired
 from hyprstream.runtime.watch import FeedbackWatch
 from hyprstream.train.buffer import SampleBuffer
 from hyprstream.train.gate import Gate
@@ -110,6 +111,7 @@ def open_buffer(
     try:
         recover(journal, adapters)
         forget_deleted(journal, adapters)
+        remove_expired(journal, adapters, config.retention, time.time())
         buffer = SampleBuffer(config.buffer, journal)
         buffer.restore(journal.waiting(), journal.used())
     except BaseException:

@@ -6,6 +6,7 @@ from hyprstream.engine.config import EngineConfig
 from hyprstream.errors import InvalidSettingsError
 from hyprstream.runtime.learners import LearnerConfig
 from hyprstream.runtime.recorder import RecorderConfig
+from hyprstream.runtime.retention_config import RetentionConfig
 from hyprstream.runtime.watch import WatchConfig
 from hyprstream.train.buffer import BufferConfig
 from hyprstream.train.gate import GateConfig
@@ -24,6 +25,7 @@ class LearningConfig:
     gate: GateConfig = field(default_factory=GateConfig)
     watch: WatchConfig = field(default_factory=WatchConfig)
     traffic: RecorderConfig = field(default_factory=RecorderConfig)
+    retention: RetentionConfig = field(default_factory=RetentionConfig)
 
     def __post_init__(self) -> None:
         """Reject values outside their range.

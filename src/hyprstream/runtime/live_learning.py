@@ -9,21 +9,27 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TypeVar
 
 from hyprstream.engine.background import BackgroundWork
 from hyprstream.engine.engine import Engine
 from hyprstream.errors import HyprstreamError
-from hyprstream.refs import AdapterName, RequestId
+from hyprstream.refs import AdapterName, RequestId, adapter_name
 from hyprstream.runtime.adapters import Adapters
 from hyprstream.runtime.enrolment import learner_of
+from hyprstream.runtime.kept_samples import KeptSamples, SentLine, TakenLine
 from hyprstream.runtime.learning import Learning, installer, open_learning
+from hyprstream.runtime.learning_stats import LearningStats, Progress
 from hyprstream.runtime.model import Model
 from hyprstream.runtime.policy import LearningPolicy, Policies
-from hyprstream.runtime.recorder import Exchange, Opinion, Recorded, TrafficRecorder
+from hyprstream.runtime.recorder import Exchange, Opinion, Policy, Recorded, TrafficRecorder
+from hyprstream.runtime.retention import Erased
+from hyprstream.runtime.retention_config import RetentionConfig
 from hyprstream.runtime.settings import Settings
 from hyprstream.runtime.text_service import Answered
 from hyprstream.store.manifest import check_base
+from hyprstream.train.buffer import Owner
 
 log = logging.getLogger(__name__)
 
@@ -43,20 +49,30 @@ class LiveLearning:
         adapters: The store.
         settings: Where things are, and how adapters learn.
         learning: The loop and what it works with.
+        progress: Told of steps.
     """
 
     def __init__(
-        self, model: Model, adapters: Adapters, settings: Settings, learning: Learning
+        self,
+        model: Model,
+        adapters: Adapters,
+        settings: Settings,
+        learning: Learning,
+        progress: Progress,
     ) -> None:
         self._model = model
         self._adapters = adapters
         self._settings = settings
         self._learning = learning
+        self._progress = progress
         self._policies = Policies(adapters)
         self._is_wanted = False
         self._is_ending = False
         self._is_closed = False
         self._enrolling: asyncio.Task[None] | None = None
+        self._keeping: asyncio.Task[None] | None = None
+        self._chosen: frozenset[AdapterName] = frozenset()
+        self._asked: frozenset[AdapterName] = frozenset()  # to learn, whatever their policies
         self._io = ThreadPoolExecutor(1, thread_name_prefix="hyprstream-traffic")
         self._turn = threading.Lock()
         self._num_pending = 0
@@ -69,6 +85,7 @@ class LiveLearning:
             observe=lambda name, version, bad: learning.loop.observe(name, version, is_bad=bad),
             config=settings.train.traffic,
         )
+        self._kept = KeptSamples(learning, self._recorder, adapters, settings.train.retention)
 
     @classmethod
     def open(
@@ -85,20 +102,31 @@ class LiveLearning:
             CacheBusyError: Another process learns in this home.
             CorruptStoreError: The journal is damaged.
         """
+        progress = Progress()
         learning = open_learning(
             model.decoder,
             adapters,
             settings.journal_file,
             [],
             install=installer(engine, event_loop),
+            tell=progress.follow,
             config=settings.train,
         )
-        return cls(model, adapters, settings, learning)
+        return cls(model, adapters, settings, learning, progress)
 
     @property
     def work(self) -> BackgroundWork:
         """What the engine does between steps."""
         return self._learning.loop
+
+    @property
+    def stats(self) -> LearningStats:
+        """What learning has come to since the process began."""
+        return self._progress.stats(
+            decided=dict(self._learning.journal.decided),
+            samples=self._learning.buffer.counts(),
+            has_failed=self._learning.loop.failure is not None,
+        )
 
     def start(self) -> None:
         """Begin to enrol the adapters whose policies say so; on the event loop.
@@ -109,10 +137,15 @@ class LiveLearning:
         self._is_wanted = True
         if self._enrolling is None or self._enrolling.done():
             self._enrolling = asyncio.create_task(self._enrol_all())
+        if self._keeping is None:
+            self._keeping = asyncio.create_task(self._look_again_and_again())
 
     async def stop(self) -> None:
         """Enrol no more; on the event loop, before the engine stops."""
         self._is_ending = True
+        if self._keeping is not None:
+            self._keeping.cancel()
+            await asyncio.gather(self._keeping, return_exceptions=True)
         if self._enrolling is not None:
             await self._enrolling
 
@@ -147,6 +180,44 @@ class LiveLearning:
             lambda: self._recorder.feedback(answer, opinion, correction, may_use=may_use)
         )
 
+    async def check(self, name: str) -> AdapterName:
+        """Make sure that an adapter is there, and for this model; return its name.
+
+        Raises:
+            AdapterNotFoundError: There is no such adapter.
+            IncompatibleAdapterError: It was made for another model.
+        """
+        return await self._in_order(lambda: self._check(name))
+
+    async def keep(
+        self, name: AdapterName, lines: Sequence[SentLine], source: str
+    ) -> list[TakenLine]:
+        """Keep samples that were sent; see `KeptSamples.keep`."""
+        return await self._in_order(lambda: self._kept.keep(name, lines, source))
+
+    async def erase(self, owner: Owner, *, may_use: Callable[[AdapterName], bool]) -> Erased:
+        """Delete what is kept of somebody; see `KeptSamples.erase`."""
+        return await self._in_order(lambda: self._kept.erase(owner, may_use))
+
+    async def train(self, name: str) -> None:
+        """Let an adapter learn from what waits and what is sent, until it is stopped.
+
+        What is kept of the traffic stays what its policy says.
+
+        Raises:
+            HyprstreamError: As `check`.
+        """
+        self._asked |= {await self.check(name)}
+        self.start()
+
+    def set_retention(self, config: RetentionConfig) -> None:
+        """Say how long, and how many, samples are kept where no policy says it."""
+        self._kept.config = config
+
+    def learns(self, name: AdapterName) -> bool:
+        """Tell whether an adapter learns here, or is about to."""
+        return name in self._asked or name in self._chosen
+
     async def refresh(self) -> None:
         """Let the adapters learn whose policies say so now, and no others.
 
@@ -166,11 +237,40 @@ class LiveLearning:
         await self._in_order(lambda: self._set_policy(name, policy))
         self.start()
 
+    async def stop_learning(self, name: str) -> None:
+        """Let an adapter learn no more; the rest of its policy stays. Errors as `set_policy`."""
+
+        def stop() -> None:
+            self._asked -= {self._check(name)}
+            self._set_policy(name, replace(self._policies.of(name), learn="off"))
+
+        await self._in_order(stop)
+
     def _set_policy(self, name: str, policy: LearningPolicy) -> None:
+        self._check(name)
+        self._policies.set(name, policy)
+        self._kept.expire()
+        self._choose()
+
+    def _check(self, name: str) -> AdapterName:
         manifest = self._adapters.manifest(self._adapters.resolve(name))
         check_base(manifest, self._model.fingerprint)
-        self._policies.set(name, policy)
-        self._choose()
+        return adapter_name(name)
+
+    async def _look_again_and_again(self) -> None:
+        while True:
+            await asyncio.sleep(self._kept.config.check_s)
+            try:
+                number = await self._in_order(self._kept.expire)
+                before = self._chosen
+                await self._in_order(self._choose)
+            except HyprstreamError as error:
+                log.warning("old samples are not deleted: %s", error.code)
+                continue
+            if number:
+                log.info("%d samples were kept for as long as they may be", number)
+            if self._chosen != before:  # somebody set a policy without asking the server
+                self.start()
 
     async def _enrol_all(self) -> None:
         while self._is_wanted and not self._is_ending:
@@ -184,16 +284,21 @@ class LiveLearning:
     def _choose(self) -> list[AdapterName]:
         """Find the adapters that learn, dismiss the others, and tell the recorder."""
         base = self._model.fingerprint
-        chosen = {}
+        chosen: dict[AdapterName, Policy] = {}
+        asked = []
         for adapter in self._adapters.list():
             if self._adapters.manifest(adapter.version).base.fingerprint == base:
                 policy = self._policies.of(adapter.name)
                 if policy.learn != "off":
                     chosen[adapter.name] = policy.learn
+                elif adapter.name in self._asked:
+                    asked.append(adapter.name)
                 else:
                     self._learning.loop.dismiss(adapter.name)
+        self._asked &= set(asked)  # one that was deleted is asked for no more
+        self._chosen = frozenset(chosen)
         self._recorder.set_policies(chosen)
-        return list(chosen)
+        return [*chosen, *asked]
 
     def _enrol(self, names: Sequence[AdapterName]) -> None:
         settings = self._settings
@@ -224,6 +329,7 @@ class LiveLearning:
                     answer=answered.answer,
                     outcome=answered.outcome,
                     may_be_learnt=answered.may_be_learnt,
+                    owner=answered.owner,
                 )
             )
         except HyprstreamError as error:

@@ -46,6 +46,10 @@ class LearningPolicy:
     """Time of learning; None takes the setting."""
     tokens_per_day: int | None = None
     """Tokens that are computed for steps; None takes the setting."""
+    keep_days: float | None = None
+    """Days after which samples are deleted, 0: never; None takes `train.retention.max_age_days`."""
+    keep_samples: int | None = None
+    """Most samples that are kept; None takes the setting."""
 
     def __post_init__(self) -> None:
         """Reject values outside their range.
@@ -53,7 +57,8 @@ class LearningPolicy:
         Raises:
             InvalidSettingsError: A field is wrong.
         """
-        for name in ("steps_per_day", "seconds_per_day", "tokens_per_day"):
+        names = ("steps_per_day", "seconds_per_day", "tokens_per_day", "keep_days", "keep_samples")
+        for name in names:
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise InvalidSettingsError(f"{name} is {value}", hint="Make it 0 or more.")

@@ -13,7 +13,7 @@ from typing import Literal, Protocol, runtime_checkable
 from hyprstream.errors import InvalidRequestError, InvalidSettingsError
 from hyprstream.refs import AdapterName, RequestId, VersionId
 from hyprstream.runtime.journal_rows import RequestRow
-from hyprstream.train.buffer import Added, SampleBuffer
+from hyprstream.train.buffer import NOBODY, Added, Owner, SampleBuffer
 from hyprstream.train.sample import Sample
 
 Policy = Literal["off", "feedback", "all"]
@@ -61,6 +61,7 @@ class Exchange:
         answer: Tokens of the answer, with the token that ended it.
         outcome: How it ended: `stop` is complete, all else is not.
         may_be_learnt: The caller does not object.
+        owner: Whose words they are.
     """
 
     id: RequestId
@@ -70,6 +71,7 @@ class Exchange:
     answer: Sequence[int]
     outcome: str
     may_be_learnt: bool = True
+    owner: Owner = NOBODY
 
     @property
     def num_tokens(self) -> int:
@@ -209,6 +211,14 @@ class TrafficRecorder:
             return "withdrawn"
         return self._add(exchange.adapter, exchange, self._encode(words))
 
+    def forget(self, is_meant: Callable[[Exchange], bool]) -> int:
+        """Forget exchanges of which no sample shall be made any more; return how many."""
+        with self._lock:
+            found = [exchange.id for exchange in self._remembered.values() if is_meant(exchange)]
+        for request_id in found:
+            self._forget(request_id)
+        return len(found)
+
     def _checked(self, opinion: Opinion, correction: str | None) -> str:
         most = self._config.max_correction_chars
         if (opinion == "correction") != bool(correction and correction.strip()):
@@ -228,7 +238,7 @@ class TrafficRecorder:
 
     def _add(self, adapter: AdapterName, exchange: Exchange, answer: Sequence[int]) -> Recorded:
         sample = Sample.answer(exchange.prompt, answer)
-        return self._buffer.add(adapter, sample, exchange.id)
+        return self._buffer.add(adapter, sample, exchange.id, exchange.owner)
 
     def _remember(self, exchange: Exchange) -> None:
         config = self._config

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from hyprstream.refs import VersionId
+from hyprstream.refs import AdapterName, AdapterRef, VersionId
 
 
 @runtime_checkable
@@ -75,6 +75,7 @@ class Residence:
         self._max_known = max_known
         self._known: OrderedDict[VersionId, str] = OrderedDict()  # reference; oldest use first
         self._pins: Counter[VersionId] = Counter()
+        self._names: dict[VersionId, AdapterName] = {}
 
     @property
     def in_use_now(self) -> frozenset[VersionId]:
@@ -88,6 +89,10 @@ class Residence:
             Resident(ref=ref, version=version, in_use=version in self._pins)
             for version, ref in reversed(self._known.items())
         ]
+
+    def name_of(self, version: VersionId) -> AdapterName | None:
+        """Return the name by which a known version was asked for last."""
+        return self._names.get(version)
 
     @asynccontextmanager
     async def in_use(self, ref: str) -> AsyncIterator[VersionId]:
@@ -105,6 +110,7 @@ class Residence:
             if version not in self._known:
                 await self._engine.install(version)
             self._known[version] = ref
+            self._names[version] = AdapterRef.parse(ref).name
             self._known.move_to_end(version)
             await self._forget()
             yield version
@@ -122,4 +128,5 @@ class Residence:
             if version in self._pins or version not in self._known:
                 continue  # while others were retired, somebody took it up, or retired it too
             del self._known[version]
+            self._names.pop(version, None)
             await self._engine.retire(version)

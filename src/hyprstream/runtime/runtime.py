@@ -15,23 +15,31 @@ from typing import Self, TypeVar
 
 from hyprstream.engine.assembly import build_core
 from hyprstream.engine.engine import Engine
-from hyprstream.errors import CacheBusyError, EngineStoppedError
+from hyprstream.engine.stats import EngineStats
+from hyprstream.errors import CacheBusyError, EngineStoppedError, InvalidRequestError
 from hyprstream.lora.basis import BaseLayers
 from hyprstream.lora.weights import LoraWeights, unpack
-from hyprstream.refs import ModelFingerprint, VersionId
+from hyprstream.refs import AdapterName, AdapterRef, ModelFingerprint, VersionId
+from hyprstream.runtime.adapted import load_adapter
 from hyprstream.runtime.adapters import Adapters, open_adapters
+from hyprstream.runtime.evaluation import Evaluations, measuring
+from hyprstream.runtime.journal_view import view_held_out
 from hyprstream.runtime.live_learning import LiveLearning
 from hyprstream.runtime.model import Model
 from hyprstream.runtime.residence import Residence, Resident
 from hyprstream.runtime.settings import Settings, load_settings
 from hyprstream.runtime.text_service import Answered, TextService
+from hyprstream.runtime.training_records import Evaluated
 from hyprstream.store.manifest import check_base
 from hyprstream.store.records import Adapter
+from hyprstream.train.sample import Sample
+from hyprstream.train.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
+_LOOK_S = 1.0  # between looks at whether an engine that is waited for still runs
 _NUM_POOL_THREADS = 4  # templates, tokenizers, the store: short work that would hold up the loop
 
 
@@ -59,6 +67,7 @@ class Runtime:
         self.model = model
         self.settings = settings
         self._opened = AsyncExitStack()
+        self._observers: list[Callable[[Answered], None]] = []
 
     @classmethod
     @asynccontextmanager
@@ -89,16 +98,18 @@ class Runtime:
             if self.learning is not None:
                 # On a thread: what is on its way to the engine comes back over this loop.
                 opened.push_async_callback(asyncio.to_thread, self.learning.close)
+            self._evaluations = Evaluations(None if self.learning is None else self.learning.work)
+            opened.callback(self._evaluations.close)
             opened.push_async_callback(self._engine.stop)
-            self._engine.start(None if self.learning is None else self.learning.work)
+            self._engine.start(self._evaluations if self.generates else None)
             self._residence = (
                 Residence(self._engine, self._resolve, self._pool) if self.generates else None
             )
-            note = _forget if self.learning is None else self.learning.note
             self.text = TextService(
-                self.model, self._engine, self._residence, self._pool, note=note
+                self.model, self._engine, self._residence, self._pool, note=self._note
             )
             if self.learning is not None:
+                self._observers.append(self.learning.note)
                 self.learning.start()
                 opened.push_async_callback(self.learning.stop)
             self._opened = opened.pop_all()
@@ -137,6 +148,22 @@ class Runtime:
         """Adapter versions that the engine knows."""
         return () if self._residence is None else self._residence.known_now
 
+    async def stats(self) -> EngineStats:
+        """Tell what the engine is doing.
+
+        Raises:
+            EngineStoppedError: It does not run.
+        """
+        return await self._engine.stats()
+
+    def adapter_name(self, version: VersionId) -> AdapterName | None:
+        """Return the name by which a version was asked for last; None if nobody did."""
+        return None if self._residence is None else self._residence.name_of(version)
+
+    def observe(self, observer: Callable[[Answered], None]) -> None:
+        """Tell somebody of each answer that is over, in the context of its request."""
+        self._observers.append(observer)
+
     async def in_pool(self, work: Callable[[], Result]) -> Result:
         """Do work that waits for the disk, or takes long, without holding up the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
@@ -149,6 +176,41 @@ class Runtime:
             IncompatibleAdapterError: It was made for another model.
         """
         return await self.in_pool(lambda: self._resolve(ref, other))
+
+    async def evaluate(
+        self, ref: str, samples: Sequence[Sample] | None = None, *, most: int = 128
+    ) -> Evaluated:
+        """Measure a version and the base model, beside what is served.
+
+        Args:
+            ref: The version.
+            samples: What to measure on; None takes those that are held out for the adapter.
+            most: How many of the latter, the latest.
+
+        Raises:
+            NotFoundError: There is no such version.
+            InvalidRequestError: There is nothing to measure on.
+            QueueFullError: Too many wait to be measured.
+            EngineStoppedError: The engine does not run any more.
+        """
+        loaded = await self.in_pool(lambda: load_adapter(self.adapters, ref, self.model))
+        if samples is None:
+            file, name = self.settings.journal_file, AdapterRef.parse(ref).name
+            samples = await self.in_pool(lambda: view_held_out(file, name, most))
+        if not samples:
+            raise InvalidRequestError(
+                f"nothing is held out for {ref}", hint="Send samples to be measured by."
+            )
+        trainer = Trainer(self.model.decoder)
+        waiting = asyncio.wrap_future(self._evaluations.submit(measuring(trainer, loaded, samples)))
+        try:
+            while not waiting.done():
+                await asyncio.wait([waiting], timeout=_LOOK_S)
+                if self.failure is not None and not waiting.done():
+                    raise EngineStoppedError(str(self.failure), hint=self.failure.hint)
+        finally:
+            waiting.cancel()
+        return waiting.result()
 
     async def compatible_adapters(self, other: ModelFingerprint | None = None) -> list[Adapter]:
         """List the adapters that were made for this model, or for the one of a fingerprint."""
@@ -178,6 +240,10 @@ class Runtime:
             log.warning("another process learns in this home: adapters are served as they are")
             return None
 
+    def _note(self, answered: Answered) -> None:
+        for observer in self._observers:
+            observer(answered)
+
     def _build(self) -> Engine:
         share = min(self.settings.engine.background_share, self.settings.train.max_share)
         config, model = replace(self.settings.engine, background_share=share), self.model
@@ -202,7 +268,3 @@ class Runtime:
         version = self.adapters.resolve(ref)
         check_base(self.adapters.manifest(version), other or self.model.fingerprint)
         return version
-
-
-def _forget(_answered: Answered) -> None:
-    """Keep no note of an answer."""

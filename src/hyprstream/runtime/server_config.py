@@ -10,6 +10,7 @@ from hyprstream.errors import InvalidSettingsError
 from hyprstream.refs import is_loopback
 
 TlsVersion = Literal["1.2", "1.3"]
+LogFormat = Literal["text", "json"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +41,12 @@ class ServerConfig:
     """File of the authorities whose certificates clients must show; empty asks for none."""
     tls_min_version: TlsVersion = "1.2"
     """Lowest version of TLS."""
+    log_format: LogFormat = "text"
+    """Form of the log on stderr: lines for people, or a JSON object on each."""
+    trace_endpoint: str = ""
+    """Where traces go, as OTLP over HTTP: `http://127.0.0.1:4318/v1/traces`; empty sends none."""
+    trace_share: float = 1.0
+    """Share of requests that are traced, 0 to 1, where the caller has not decided."""
     max_body_bytes: int = 4 << 20
     """Longest body of a request."""
     max_upload_bytes: int = 1 << 30
@@ -54,6 +61,8 @@ class ServerConfig:
     """Most requests of one key at a time."""
     max_per_minute: int = 0
     """Most requests of one key in a minute; 0 counts none."""
+    max_metric_adapters: int = 100
+    """Most adapters that `/metrics` tells by their names."""
     max_connections: int = 1024
     """Most connections at a time."""
     header_timeout_s: float = 10.0
@@ -81,14 +90,25 @@ class ServerConfig:
         for name in _ABOVE_0:
             if not getattr(self, name) > 0:
                 raise _wrong(name, getattr(self, name), "a number of seconds above 0")
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Reject values that contradict others."""
         if bool(self.tls_cert) != bool(self.tls_key):
             raise _wrong("tls_key", self.tls_key, "the key of tls_cert, or leave out both")
         if self.tls_client_ca and not self.tls_cert:
             raise _wrong("tls_client_ca", self.tls_client_ca, "empty, or give tls_cert as well")
         if self.models and self.max_loaded < 2:  # the first, and one more
             raise _wrong("max_loaded", self.max_loaded, "2 or more, to serve further models")
+        if not 0 <= self.trace_share <= 1:
+            raise _wrong("trace_share", self.trace_share, "a number from 0 to 1")
         if "*" in self.cors_origins:
             raise _wrong("cors_origins", "*", "a list of the origins that are meant")
+
+    @property
+    def scheme(self) -> str:
+        """`https` or `http`."""
+        return "https" if self.tls_cert else "http"
 
     @property
     def is_local(self) -> bool:
@@ -106,6 +126,7 @@ _LOWEST = {
     "max_schema_bytes": 1,
     "max_concurrent": 1,
     "max_per_minute": 0,
+    "max_metric_adapters": 0,
     "max_connections": 1,
 }
 _ABOVE_0 = ("header_timeout_s", "body_timeout_s", "write_timeout_s", "ping_s", "drain_s")

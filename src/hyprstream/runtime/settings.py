@@ -141,6 +141,11 @@ class Settings(BaseSettings):
         return self.home.expanduser() / "learning" / "journal.db"
 
     @property
+    def server_file(self) -> Path:
+        """Where the server that learns in this home says how to reach it."""
+        return self.home.expanduser() / "learning" / "server.json"
+
+    @property
     def anchors_folder(self) -> Path:
         """Folder of texts of base models, on which training holds adapters."""
         return self.home.expanduser() / "anchors"

@@ -13,12 +13,14 @@ from typing import Any, TypeVar
 
 from hyprstream.engine.engine import Engine
 from hyprstream.engine.request import MAX_ANSWERS, Pooling, Request, SamplingParams
+from hyprstream.engine.stream import Times
 from hyprstream.errors import InvalidRequestError, UnsupportedError
 from hyprstream.refs import AdapterName, AdapterRef, RequestId, VersionId
 from hyprstream.runtime.answers import Answers, Part
 from hyprstream.runtime.model import Message, Model
 from hyprstream.runtime.residence import Residence
 from hyprstream.runtime.text import AnswerText
+from hyprstream.train.buffer import NOBODY, Owner
 
 Prompt = str | Sequence[int]
 
@@ -37,12 +39,14 @@ class Caller:
         adapter: Reference of the adapter to answer with; None is the base model.
         salt: Callers share cached prompts only with callers of the same salt.
         may_be_learnt: The caller does not object to being learnt from.
+        owner: Whose words a sample would hold.
     """
 
     id: RequestId = field(default_factory=lambda: RequestId(secrets.token_hex(16)))
     adapter: str | None = None
     salt: str = ""
     may_be_learnt: bool = True
+    owner: Owner = NOBODY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +62,8 @@ class Answered:
         outcome: `stop` where the model ended it itself; else `length`, `stop_string`, `abort`,
             or the code of an error.
         may_be_learnt: The caller does not object.
+        owner: Whose words they are.
+        times: How far the request got, and when; of several answers the first has them.
     """
 
     id: RequestId
@@ -67,6 +73,8 @@ class Answered:
     answer: tuple[int, ...]
     outcome: str
     may_be_learnt: bool
+    owner: Owner = NOBODY
+    times: Times | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -317,6 +325,8 @@ class TextService:
                     answer=text.token_ids,
                     outcome=error or ended,
                     may_be_learnt=caller.may_be_learnt,
+                    owner=caller.owner,
+                    times=None if number else part.stream.times,
                 )
             )
 

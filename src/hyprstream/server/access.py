@@ -76,6 +76,12 @@ class Guard:
         self._running: Counter[str] = Counter()
         self._left: dict[str, tuple[float, float]] = {}  # requests that may come, and since when
 
+    def bound(self, *, max_concurrent: int, max_per_minute: int) -> None:
+        """Set other bounds, from the next request on."""
+        if max_per_minute != self._max_per_minute:
+            self._left.clear()
+        self._max_concurrent, self._max_per_minute = max_concurrent, max_per_minute
+
     def route(self, method: str, path: str) -> Route | None:
         """Find the route of a request."""
         for route, pattern in self._table:

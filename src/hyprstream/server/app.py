@@ -11,11 +11,13 @@ from starlette.types import ASGIApp
 
 from hyprstream import __version__
 from hyprstream.errors import HyprstreamError
+from hyprstream.runtime import Settings
 from hyprstream.runtime.bases import Bases
 from hyprstream.runtime.keys import Verifier
 from hyprstream.runtime.runtime import Runtime
 from hyprstream.server.access import Guard, Route
 from hyprstream.server.errors import answer_error
+from hyprstream.server.live import LiveConfig
 from hyprstream.server.metrics import Metrics
 from hyprstream.server.middleware import REQUEST_ID, Gate
 from hyprstream.server.routes import (
@@ -25,10 +27,12 @@ from hyprstream.server.routes import (
     messages,
     models,
     responses,
+    samples,
     service,
     texts,
 )
 from hyprstream.server.state import ServerState
+from hyprstream.server.tracing import Tracing
 
 ROUTES: Sequence[Route] = (
     *chat.ROUTES,
@@ -36,6 +40,7 @@ ROUTES: Sequence[Route] = (
     *messages.ROUTES,
     *texts.ROUTES,
     *models.ROUTES,
+    *samples.ROUTES,
     *adapters.ROUTES,
     *learning.ROUTES,
     *service.ROUTES,
@@ -65,23 +70,32 @@ def build_routes() -> FastAPI:
     return app
 
 
-def build_app(runtime: Runtime, verifier: Verifier | None, bases: Bases) -> ASGIApp:
+def build_app(
+    runtime: Runtime,
+    verifier: Verifier | None,
+    live: LiveConfig | None = None,
+    tracing: Tracing | None = None,
+    bases: Bases | None = None,
+) -> ASGIApp:
     """Put the application together.
 
     Args:
         runtime: Serves with the first model; it has been entered.
         verifier: Knows the keys; None admits everybody.
-        bases: All models; they have been entered.
+        live: The settings; None takes those of the runtime, which never change.
+        tracing: Traces requests; None traces none.
+        bases: All models, which have been entered; None serves the first one alone.
     """
-    config = runtime.settings.server
+    live = live or LiveConfig(runtime.settings)
+    config = live.current
     metrics = Metrics(
         num_requests=lambda: runtime.num_requests,
         num_adapters=lambda: runtime.num_versions_in_use,
     )
     state = ServerState(
         runtime=runtime,
-        bases=bases,
-        config=config,
+        bases=bases or Bases(runtime),
+        live=live,
         metrics=metrics,
         started_at=int(time.time()),
     )
@@ -93,7 +107,17 @@ def build_app(runtime: Runtime, verifier: Verifier | None, bases: Bases) -> ASGI
         max_concurrent=config.max_concurrent,
         max_per_minute=config.max_per_minute,
     )
-    app: ASGIApp = Gate(routes, guard=guard, config=config, observe=metrics.request)
+
+    def bound(settings: Settings) -> None:
+        server = settings.server
+        guard.bound(max_concurrent=server.max_concurrent, max_per_minute=server.max_per_minute)
+        if runtime.learning is not None:
+            runtime.learning.set_retention(settings.train.retention)
+
+    live.listen(bound)
+    if tracing is not None:
+        runtime.observe(tracing.answered)
+    app: ASGIApp = Gate(routes, guard=guard, live=live, observe=metrics.request, tracing=tracing)
     if config.cors_origins:
         app = CORSMiddleware(
             app,

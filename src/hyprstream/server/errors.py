@@ -105,13 +105,13 @@ def error_body(status: int, message: str, *, code: str, param: str | None = None
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def api_error(error: HyprstreamError) -> ApiError:
+def api_error(error: HyprstreamError, *, param: str | None = None) -> ApiError:
     """Turn an error of ours into an answer.
 
     What concerns the inside of the server is told by its kind alone; the log has the rest.
     """
     status, code = error.http_status, error.code
-    param, headers = None, {}
+    headers = {}
     if isinstance(error, (QueueFullError, RateLimitedError)):
         status = 429
     if status in (429, 503):
@@ -134,8 +134,18 @@ def damaged_upload(error: CorruptError) -> ApiError:
     return ApiError(400, _shown(error), code=error.code)
 
 
+def without_paths(text: str) -> str:
+    """Leave out which folders and files a text names."""
+    return _PATH.sub("[path]", text)
+
+
+def settings_error(error: HyprstreamError) -> ApiError:
+    """Say to an admin why new settings cannot be used."""
+    return ApiError(400, f"the settings in force stay: {_shown(error)}", code=error.code)
+
+
 def _shown(error: HyprstreamError) -> str:
-    return _PATH.sub("[path]", f"{error}. {error.hint}" if error.hint else str(error))
+    return without_paths(f"{error}. {error.hint}" if error.hint else str(error))
 
 
 def validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:

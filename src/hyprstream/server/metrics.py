@@ -12,6 +12,8 @@ from prometheus_client import (
     generate_latest,
 )
 
+from hyprstream.server.observed import Moment, Observed
+
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -57,6 +59,13 @@ class Metrics:
         self._generated = Counter(
             "hyprstream_generation_tokens", "Tokens of answers.", registry=registry
         )
+        self._rollbacks = Counter(
+            "hyprstream_rollbacks",
+            "Promotions that people undid; what learning undid is among its decisions.",
+            registry=registry,
+        )
+        self._observed = Observed()
+        registry.register(self._observed)
         running = Gauge(
             "hyprstream_num_requests",
             "Requests that wait or are being answered.",
@@ -84,8 +93,13 @@ class Metrics:
         """Start to measure an answer."""
         return Watch(self._first, self._gaps)
 
-    def page(self) -> bytes:
-        """Write all of it as Prometheus reads it."""
+    def rolled_back(self) -> None:
+        """Count a promotion that people undid."""
+        self._rollbacks.inc()
+
+    def page(self, moment: Moment) -> bytes:
+        """Write all of it as Prometheus reads it, with what was seen at a moment."""
+        self._observed.moment = moment
         return generate_latest(self._registry)
 
 

@@ -8,16 +8,19 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hyprstream.errors import HyprstreamError
 from hyprstream.refs import is_loopback
-from hyprstream.runtime.server_config import ServerConfig
 from hyprstream.server.access import Guard, Route
 from hyprstream.server.errors import ApiError, ErrorForm, api_error, internal_error
+from hyprstream.server.live import LiveConfig
+from hyprstream.server.logs import told
+from hyprstream.server.tracing import Over, Tracing
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +34,9 @@ class Gate:
     Args:
         app: The routes.
         guard: Knows who may do what.
-        config: Of the server.
+        live: Settings of the server.
         observe: Told the route, status and seconds of each request.
+        tracing: Traces requests; None traces none.
     """
 
     def __init__(
@@ -40,13 +44,15 @@ class Gate:
         app: ASGIApp,
         *,
         guard: Guard,
-        config: ServerConfig,
+        live: LiveConfig,
         observe: Callable[[str, int, float], None],
+        tracing: Tracing | None = None,
     ) -> None:
         self._app = app
         self._guard = guard
-        self._config = config
+        self._live = live
         self._observe = observe
+        self._trace = _untraced if tracing is None else tracing.request
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -58,6 +64,12 @@ class Gate:
         given = headers.get(REQUEST_ID, "")
         request_id = given if _ID.fullmatch(given) else secrets.token_hex(16)
         scope.setdefault("state", {})["request_id"] = request_id
+        with self._trace(headers, request_id) as over:
+            await self._serve(scope, receive, send, request_id, over)
+
+    async def _serve(
+        self, scope: Scope, receive: Receive, send: Send, request_id: str, over: Over
+    ) -> None:
         route = self._guard.route(scope["method"], scope["path"])
         form: ErrorForm = route.error_form if route else "openai"
         scope["state"]["error_form"] = form
@@ -81,14 +93,25 @@ class Gate:
             await api_error(error).response(form)(scope, receive, send_with_id)
         except Exception:
             # The last stop: whatever it is, the others go on.
-            log.exception("request %s failed", request_id)
+            log.exception("request %s failed", request_id, extra=told(request_id=request_id))
             if not status:
                 await internal_error().response(form)(scope, receive, send_with_id)
         finally:
             seconds = time.perf_counter() - began
             name = route.path if route else "none"
-            log.info("%s %s %s %d %.3f s", request_id, scope["method"], name, status, seconds)
+            log.info(
+                "%s %s %s %d %.3f s",
+                *(request_id, scope["method"], name, status, seconds),
+                extra=told(
+                    request_id=request_id,
+                    method=scope["method"],
+                    route=name,
+                    status=status,
+                    seconds=round(seconds, 6),
+                ),
+            )
             self._observe(name, status, seconds)
+            over(name, status)
 
     async def _pass(self, route: Route | None, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
@@ -100,7 +123,7 @@ class Gate:
         if is_counted:
             self._guard.enter(grant)
         try:
-            config = self._config
+            config = self._live.current
             uploads = route is not None and route.uploads
             most = config.max_upload_bytes if uploads else config.max_body_bytes
             body = _Body(receive, most, config.body_timeout_s)
@@ -118,9 +141,10 @@ class Gate:
         """
         host = headers.get("host", "")
         name = _name_of(host)
-        if name in self._config.allowed_hosts:
+        config = self._live.current
+        if name in config.allowed_hosts:
             return
-        if self._config.allowed_hosts or self._config.is_local:
+        if config.allowed_hosts or config.is_local:
             if is_loopback(host):
                 return
             raise ApiError(
@@ -132,7 +156,7 @@ class Gate:
     def _check_origin(self, headers: Headers, scope: Scope) -> None:
         """Refuse what a page of another origin asks for: browsers send some of that unasked."""
         origin = headers.get("origin")
-        if origin is None or origin in self._config.cors_origins:
+        if origin is None or origin in self._live.current.cors_origins:
             return
         if origin == f"{scope['scheme']}://{headers.get('host', '')}":
             return
@@ -190,6 +214,12 @@ def _authorization(headers: Headers) -> str:
     key = headers.get("x-api-key")
     given = headers.get("authorization", "")
     return f"Bearer {key}" if key and not given else given
+
+
+@contextmanager
+def _untraced(headers: Headers, request_id: str) -> Iterator[Over]:
+    del headers, request_id
+    yield lambda _route, _status: None
 
 
 def _name_of(host: str) -> str:

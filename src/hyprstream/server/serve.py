@@ -1,13 +1,14 @@
 """The server process: a socket, a runtime, uvicorn between them, and an end in good order."""
 
 import asyncio
+import functools
 import logging
 import signal
 import socket
 import ssl
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import h11
@@ -20,12 +21,15 @@ from hyprstream.errors import InvalidSettingsError, UnavailableError
 from hyprstream.runtime.bases import Bases
 from hyprstream.runtime.keys import KeyFile, Verifier
 from hyprstream.runtime.model import Model
+from hyprstream.runtime.remote import marked
 from hyprstream.runtime.runtime import Runtime
 from hyprstream.runtime.server_config import ServerConfig
 from hyprstream.runtime.settings import Settings
 from hyprstream.server.app import build_app
 from hyprstream.server.errors import ApiError, error_body
+from hyprstream.server.live import LiveConfig
 from hyprstream.server.sse import encode
+from hyprstream.server.tracing import Tracing, open_tracing
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +116,7 @@ def serve(
     listening: socket.socket,
     verifier: Verifier | None,
     announce: Callable[[int], None],
+    load: Callable[[], Settings] | None = None,
 ) -> None:
     """Serve until a signal ends it; answers under way are finished first.
 
@@ -121,12 +126,20 @@ def serve(
         listening: A socket that is bound.
         verifier: Knows the keys; None admits everybody.
         announce: Told the port when requests are taken.
+        load: Reads the settings again, on SIGHUP; None: they never change.
 
     Raises:
         KeyboardInterrupt: Ctrl-C ended it, in good order.
         HyprstreamError: It could not begin.
     """
-    ended_by = asyncio.run(_serve(model, settings, listening, verifier, announce))
+    live, tracing = LiveConfig(settings, load), open_tracing(settings.server)
+    try:
+        ended_by = asyncio.run(
+            _serve(model, settings, listening, announce, live, verifier=verifier, tracing=tracing)
+        )
+    finally:
+        if tracing is not None:
+            tracing.close()
     if ended_by == signal.SIGINT:
         raise KeyboardInterrupt
 
@@ -135,14 +148,44 @@ async def _serve(
     model: Model,
     settings: Settings,
     listening: socket.socket,
-    verifier: Verifier | None,
     announce: Callable[[int], None],
+    live: LiveConfig,
+    *,
+    verifier: Verifier | None,
+    tracing: Tracing | None,
 ) -> int | None:
     async with Runtime(model, settings) as runtime, Bases(runtime) as bases:
-        server = _Server(uvicorn_config(build_app(runtime, verifier, bases), settings.server))
-        server.when_started = lambda: announce(listening.getsockname()[1])
-        await server.serve([listening])
+        app = build_app(runtime, verifier, live, tracing, bases)
+        server = _Server(uvicorn_config(app, settings.server))
+        server.reload = functools.partial(_reload, live, server)
+        port = listening.getsockname()[1]
+        server.when_started = lambda: announce(port)
+        with ExitStack() as told:
+            if runtime.learning is not None:
+                told.enter_context(marked(settings, _local_url(settings.server, port)))
+            await server.serve([listening])
         return server.ended_by
+
+
+def _reload(live: LiveConfig, server: uvicorn.Server) -> None:
+    """Read the settings again, and the files of TLS, which hold for new connections."""
+    live.reload_and_tell()
+    config = live.current
+    context = server.config.ssl
+    if context is None:
+        return
+    try:
+        check_tls(config)
+    except InvalidSettingsError as error:
+        log.error("the certificate in force stays: %s", error)
+        return
+    context.load_cert_chain(config.tls_cert, config.tls_key)
+
+
+def _local_url(config: ServerConfig, port: int) -> str:
+    """Write the URL by which this machine reaches the server."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.host, config.host)  # noqa: S104
+    return f"{config.scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def uvicorn_config(app: ASGIApp, config: ServerConfig) -> uvicorn.Config:
@@ -198,6 +241,7 @@ class _Server(uvicorn.Server):
     """Ends at the first signal in good order, at the second one at once."""
 
     when_started: Callable[[], None]
+    reload: Callable[[], None]
     ended_by: int | None = None
 
     @override
@@ -211,10 +255,11 @@ class _Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end, number)
+        loop.add_signal_handler(signal.SIGHUP, self.reload)
         try:
             yield
         finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 loop.remove_signal_handler(number)
 
     def _end(self, number: int) -> None:
@@ -234,22 +279,18 @@ class TimedProtocol(H11Protocol):
     def __init__(
         self, *arguments: Any, head_timeout_s: float, max_connections: int, **options: Any
     ) -> None:
-        self._app: Any = None
-        self._max_connections = max_connections
         super().__init__(*arguments, **options)
+        self._served = self.app
+        self._max_connections = max_connections
         self._head_timeout_s = head_timeout_s
         self._head_timer: asyncio.TimerHandle | None = None
 
-    @property
     @override
-    def app(self) -> Any:
-        """What answers the next request: uvicorn asks at the beginning of each."""
-        busy = max(len(self.connections), len(self.tasks)) > self._max_connections
-        return _refuse_connection if busy else self._app
-
-    @app.setter
-    def app(self, app: Any) -> None:
-        self._app = app
+    def handle_events(self) -> None:
+        # Uvicorn's own bound would answer in plain text.
+        busy = len(self.connections) > self._max_connections
+        self.app = _refuse_connection if busy else self._served
+        super().handle_events()
 
     @override
     def send_400_response(self, msg: str) -> None:

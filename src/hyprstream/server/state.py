@@ -11,12 +11,14 @@ from starlette.requests import Request
 
 from hyprstream.errors import InvalidReferenceError
 from hyprstream.refs import AdapterRef, RequestId
+from hyprstream.runtime import Owner
 from hyprstream.runtime.bases import Bases, Serving
 from hyprstream.runtime.keys import Grant
 from hyprstream.runtime.runtime import Runtime
 from hyprstream.runtime.server_config import ServerConfig
 from hyprstream.runtime.text_service import Caller
 from hyprstream.server.errors import ApiError
+from hyprstream.server.live import LiveConfig
 from hyprstream.server.metrics import Metrics
 
 Result = TypeVar("Result")
@@ -29,16 +31,21 @@ class ServerState:
     Attributes:
         runtime: Serves with the first model.
         bases: All models.
-        config: Bounds.
+        live: Settings.
         metrics: What is counted.
         started_at: Seconds since 1970.
     """
 
     runtime: Runtime
     bases: Bases
-    config: ServerConfig
+    live: LiveConfig
     metrics: Metrics
     started_at: int
+
+    @property
+    def config(self) -> ServerConfig:
+        """The settings that hold now."""
+        return self.live.current
 
     @property
     def model_name(self) -> str:
@@ -127,14 +134,26 @@ def new_id(prefix: str) -> RequestId:
 
 
 def caller_of(
-    request: Request, prefix: str, model: str | None, lora: str | None, *, learn: bool
+    request: Request,
+    prefix: str,
+    model: str | None,
+    lora: str | None,
+    *,
+    learn: bool,
+    user: str = "",
 ) -> Caller:
     """Say who asks: the adapter of the path comes before the model of the body."""
     state, grant = state_of(request), grant_of(request)
     target = state.target(model if lora is None else lora, grant)
     if lora is not None and target.adapter is None:
         raise unknown_model(lora)
-    return Caller(id=new_id(prefix), adapter=target.adapter, salt=grant.id, may_be_learnt=learn)
+    return Caller(
+        id=new_id(prefix),
+        adapter=target.adapter,
+        salt=grant.id,
+        may_be_learnt=learn,
+        owner=Owner(user=user, key=grant.id),
+    )
 
 
 @asynccontextmanager

@@ -68,6 +68,22 @@ class BufferConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Owner:
+    """Whose words a sample holds, so that they can be found again; empty where nobody was named.
+
+    Attributes:
+        user: As the caller named them.
+        key: Id of the key that the caller had.
+    """
+
+    user: str = ""
+    key: str = ""
+
+
+NOBODY = Owner()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
     """A sample that was taken.
 
@@ -90,7 +106,15 @@ class Kept:
 class SampleLog(Protocol):
     """Where samples outlive the process."""
 
-    def append(self, adapter: AdapterName, sample: Sample, source: str, *, held_out: bool) -> int:
+    def append(
+        self,
+        adapter: AdapterName,
+        sample: Sample,
+        source: str,
+        *,
+        held_out: bool,
+        owner: Owner = NOBODY,
+    ) -> int:
         """Keep a sample; it is on the disk when this returns its number."""
         ...
 
@@ -155,7 +179,9 @@ class SampleBuffer:
                 self._remember(shelf, digest(kept.sample))
                 self._reserve(shelf, kept)
 
-    def add(self, adapter: AdapterName, sample: Sample, source: str) -> Added:
+    def add(
+        self, adapter: AdapterName, sample: Sample, source: str, owner: Owner = NOBODY
+    ) -> Added:
         """Keep a sample, if there is room and it is new; it is on the disk then.
 
         Raises:
@@ -172,7 +198,7 @@ class SampleBuffer:
             shelf.num_coming += room
             shelf.size_bytes += room * size_bytes(sample)
         try:
-            number = self._log.append(adapter, sample, source, held_out=held_out)
+            number = self._log.append(adapter, sample, source, held_out=held_out, owner=owner)
         except BaseException:
             with self._lock:
                 shelf.seen.pop(key, None)
@@ -256,6 +282,14 @@ class SampleBuffer:
             for kept in found:
                 self._forget(self._shelf(kept.adapter), kept)
         return len(found)
+
+    def discard(self, removed: Iterable[Kept]) -> None:
+        """Let go of samples that the log does not have any more; they may be sent again."""
+        with self._lock:
+            for kept in removed:
+                shelf = self._shelf(kept.adapter)
+                self._forget(shelf, kept)
+                shelf.seen.pop(digest(kept.sample), None)
 
     def held_out(self, adapter: AdapterName) -> list[Kept]:
         """Return the samples to judge by."""

@@ -19,8 +19,9 @@ from hyprstream.models.decoder import Decoder, Stage
 from hyprstream.models.forward import LoraView
 from hyprstream.train.backward import Objective, Sums
 from hyprstream.train.collate import Packed, collate, packs
+from hyprstream.train.evaluate import SampleScore
 from hyprstream.train.sample import Sample
-from hyprstream.train.sliced_head import HeadGradient, sliced_losses
+from hyprstream.train.sliced_head import HeadGradient, sliced_losses, sliced_scores
 from hyprstream.train.stepwise import PIECE_PRODUCTS, Pieces
 
 _LEAST_ROWS = 16  # fewer make a matrix product wait for its weights
@@ -171,6 +172,33 @@ def loss_pieces(
     if not all(map(math.isfinite, means)):
         raise NonFiniteTrainingError("the loss of a sample")
     return means
+
+
+def score_pieces(
+    model: Decoder, view: LoraView | None, samples: Sequence[Sample], max_tokens: int
+) -> Pieces[list[SampleScore]]:
+    """Do what `sample_scores` does, in pieces.
+
+    Raises:
+        NonFiniteTrainingError: A loss is no finite number.
+    """
+    scores: list[SampleScore] = []
+    for pack in packs(samples, max_tokens):
+        packed = collate(pack, model.config, model.device)
+        hidden = yield from hidden_pieces(model, packed, view)
+        head = None if view is None else view.select(packed.rows)
+        losses, right = yield from sliced_scores(model, hidden, packed.targets, head)
+        sums = torch.zeros(2, len(pack), dtype=torch.float64, device=model.device)
+        sums[0].index_add_(0, packed.samples, losses.double())
+        sums[1].index_add_(0, packed.samples, right.double())
+        counts = packed.samples.bincount(minlength=len(pack)).tolist()
+        scores += [
+            SampleScore(loss=loss / count, num_tokens=count, num_right=int(number))
+            for loss, number, count in zip(*sums.tolist(), counts, strict=True)
+        ]
+    if not all(math.isfinite(score.loss) for score in scores):
+        raise NonFiniteTrainingError("the loss of a sample")
+    return scores
 
 
 def _runs(stage: Stage, num_rows: int, config: ModelConfig) -> list[slice]:

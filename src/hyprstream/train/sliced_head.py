@@ -53,6 +53,31 @@ def sliced_losses(
     return scored.losses
 
 
+def sliced_scores(
+    model: Decoder,
+    hidden: Float[Tensor, "N C"],
+    targets: Int[Tensor, " N"],
+    head: LoraView | None,
+) -> Pieces[tuple[Tensor, Tensor]]:
+    """Return each row's loss as `sliced_losses`, and whether its token is the most likely one."""
+    normaliser = torch.full((len(hidden),), -math.inf, device=hidden.device)
+    chosen, best = torch.zeros_like(normaliser), normaliser.clone()
+    winners = torch.zeros_like(targets)
+    for entries in _spans(model, len(hidden)):
+        with torch.no_grad():
+            logits = model.logits(hidden, head, entries).float()
+            normaliser = torch.logaddexp(normaliser, logits.logsumexp(-1))
+            rows, places = _targets_in(targets, entries)
+            chosen[rows] = logits[rows, places]
+            largest = logits.argmax(-1)
+            values = logits.gather(1, largest[:, None])[:, 0]
+            # Of equal ones the first wins, as in `scored`.
+            winners = torch.where(values > best, largest + entries.start, winners)
+            best = torch.maximum(best, values)
+        yield
+    return normaliser - chosen, winners == targets
+
+
 class HeadGradient:
     """The objective of the rows of a batch, and its gradient for their hidden states.
 

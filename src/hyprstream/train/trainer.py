@@ -27,7 +27,7 @@ from hyprstream.train.config import TrainConfig
 from hyprstream.train.evaluate import SampleScore, sample_scores
 from hyprstream.train.preference import prefer
 from hyprstream.train.sample import Judged, Pair, Sample
-from hyprstream.train.sliced import backward_pieces, loss_pieces
+from hyprstream.train.sliced import backward_pieces, loss_pieces, score_pieces
 from hyprstream.train.state import StepReport, TrainingState
 from hyprstream.train.stepwise import Pieces, StepwisePass
 
@@ -181,6 +181,18 @@ class Trainer:
         """
         return StepwisePass(
             loss_pieces(self._model, self._evaluated(weights), samples, batch_tokens)
+        )
+
+    def begin_scoring(
+        self, weights: LoraWeights | None, samples: Sequence[Sample], *, batch_tokens: int = 2048
+    ) -> StepwisePass[list[SampleScore]]:
+        """Return a pass that does what `score` does, in pieces.
+
+        Raises:
+            IncompatibleAdapterError: The weights do not fit the model.
+        """
+        return StepwisePass(
+            score_pieces(self._model, self._evaluated(weights), samples, batch_tokens)
         )
 
     def apply(self, name: AdapterName) -> StepReport:

@@ -99,7 +99,9 @@ def test_products_are_those_of_rounded_rows_to_float32(
 
 @settings(max_examples=60, deadline=None)
 @given(case=cases())
-def test_any_instructions_and_threads_give_the_same_bits(case: tuple[PackedWeight, Tensor, Tensor]) -> None:
+def test_any_instructions_and_threads_give_the_same_bits(
+    case: tuple[PackedWeight, Tensor, Tensor],
+) -> None:
     weight, _, x = case
     kernels = native.kernels()
     assert kernels is not None

@@ -97,6 +97,7 @@ async def rollback(request: Request, lora: str, body: Rollback) -> Response:
     """Undo the last promotion that was not undone yet."""
     name, note = _allowed_name(request, lora), _note(request, body.why)
     version = await _do(request, lambda adapters: adapters.rollback(name, note))
+    state_of(request).metrics.rolled_back()
     return JSONResponse({"name": name, "version": version})
 
 

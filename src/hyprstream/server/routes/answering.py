@@ -60,7 +60,9 @@ async def answer_chat(
 ) -> Response:
     """Answer a chat, in whatever protocol it came."""
     config = state_of(request).config
-    caller = caller_of(request, form.prefix, body.model, lora, learn=body.learn)
+    caller = caller_of(
+        request, form.prefix, body.model, lora, learn=body.learn, user=body.spoken_by
+    )
     async with AsyncExitStack() as held:
         base = await held.enter_async_context(serving(request, body.model, lora))
         runtime = base.runtime

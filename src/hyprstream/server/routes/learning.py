@@ -7,8 +7,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from hyprstream.errors import InvalidRequestError
-from hyprstream.refs import RequestId, adapter_name
-from hyprstream.runtime import LearningPolicy, LearningStatus, learning_status
+from hyprstream.refs import AdapterName, RequestId, adapter_name
+from hyprstream.runtime import LearningStatus, learning_status
 from hyprstream.runtime.live_learning import LiveLearning
 from hyprstream.runtime.recorder import Opinion
 from hyprstream.runtime.text_service import answer_id
@@ -28,7 +28,7 @@ async def feedback(request: Request, body: Feedback) -> Response:
         raise InvalidRequestError(
             "there is not one of thumbs, score and correction", hint="Send one of the three."
         )
-    learning = _learning(request)
+    learning = learning_of(request)
     answer = answer_id(RequestId(body.id), body.index)
     opinion: Opinion = "correction"
     if body.correction is None:
@@ -46,12 +46,14 @@ async def feedback(request: Request, body: Feedback) -> Response:
 
 async def start(request: Request, lora: str, body: StartLearning) -> Response:
     """Let an adapter learn from the traffic."""
-    return await _set(request, lora, body.policy)
+    await learning_of(request).set_policy(_named(request, lora), body.policy)
+    return await status(request, lora)
 
 
 async def stop(request: Request, lora: str) -> Response:
-    """Let an adapter learn no more; samples that wait stay."""
-    return await _set(request, lora, LearningPolicy(learn="off"))
+    """Let an adapter learn no more; samples that wait stay, and so does the rest of its policy."""
+    await learning_of(request).stop_learning(_named(request, lora))
+    return await status(request, lora)
 
 
 async def status(request: Request, lora: str) -> Response:
@@ -62,17 +64,22 @@ async def status(request: Request, lora: str) -> Response:
     [found] = await runtime.in_pool(
         lambda: learning_status(runtime.adapters, runtime.settings, name)
     )
-    return JSONResponse(_record(found))
+    learns = runtime.learning is not None and runtime.learning.learns(name)
+    return JSONResponse({**_record(found), "learns": learns})
 
 
-async def _set(request: Request, lora: str, policy: LearningPolicy) -> Response:
+def _named(request: Request, lora: str) -> AdapterName:
     name = adapter_name(lora)
     state_of(request).allowed(name, grant_of(request))
-    await _learning(request).set_policy(name, policy)
-    return await status(request, lora)
+    return name
 
 
-def _learning(request: Request) -> LiveLearning:
+def learning_of(request: Request) -> LiveLearning:
+    """Return the learning of this server.
+
+    Raises:
+        ApiError: There is none (409).
+    """
     learning = state_of(request).runtime.learning
     if learning is None:
         raise ApiError(
@@ -86,6 +93,8 @@ def _record(status: LearningStatus) -> dict[str, Any]:
     return {
         "name": status.name,
         "learn": status.policy.learn,
+        "keep_days": status.policy.keep_days,
+        "keep_samples": status.policy.keep_samples,
         "budget": asdict(status.budget),
         "spent": asdict(status.spent),
         "samples": asdict(status.samples),

@@ -4,9 +4,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from hyprstream import __version__
+from hyprstream.errors import HyprstreamError
 from hyprstream.server.access import Route
-from hyprstream.server.errors import api_error
+from hyprstream.server.errors import api_error, settings_error
 from hyprstream.server.metrics import CONTENT_TYPE
+from hyprstream.server.observed import observe
 from hyprstream.server.state import state_of
 
 
@@ -33,7 +35,18 @@ async def version(_request: Request) -> Response:
 
 async def metrics(request: Request) -> Response:
     """Tell what was counted, for Prometheus."""
-    return Response(state_of(request).metrics.page(), media_type=CONTENT_TYPE)
+    state = state_of(request)
+    moment = await observe(state.runtime, state.config.max_metric_adapters)
+    return Response(state.metrics.page(moment), media_type=CONTENT_TYPE)
+
+
+async def reload(request: Request) -> Response:
+    """Read the settings again; those that cannot be used change nothing."""
+    try:
+        done = state_of(request).live.reload()
+    except HyprstreamError as error:
+        raise settings_error(error) from error
+    return JSONResponse({"changed": done.changed, "waiting": done.waiting})
 
 
 async def openapi(request: Request) -> Response:
@@ -46,5 +59,6 @@ ROUTES = (
     Route(method="GET", path="/ready", endpoint=ready, needs="inference"),
     Route(method="GET", path="/version", endpoint=version, needs="inference"),
     Route(method="GET", path="/metrics", endpoint=metrics, needs="admin"),
+    Route(method="POST", path="/v1/settings/reload", endpoint=reload, needs="admin"),
     Route(method="GET", path="/openapi.json", endpoint=openapi, needs="inference"),
 )

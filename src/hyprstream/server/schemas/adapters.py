@@ -82,6 +82,10 @@ class StartLearning(Strict):
     steps_per_day: Annotated[int, Field(ge=0)] | None = None
     seconds_per_day: Annotated[float, Field(ge=0)] | None = None
     tokens_per_day: Annotated[int, Field(ge=0)] | None = None
+    keep_days: Annotated[float, Field(ge=0)] | None = None
+    """Days after which samples are deleted; 0: never."""
+    keep_samples: Annotated[int, Field(ge=0)] | None = None
+    """Most samples that are kept."""
 
     @property
     def policy(self) -> LearningPolicy:

@@ -232,6 +232,13 @@ class Conversation(Strict):
         yield from _spoken(role, blocks)
 
 
+class Metadata(Strict):
+    """Who asks."""
+
+    user_id: Annotated[str, Field(max_length=512)] | None = None
+    """Whose words it holds: as `user` of chats."""
+
+
 class MessageRequest(Conversation, Extensions):
     """What is to be answered, and how."""
 
@@ -241,8 +248,9 @@ class MessageRequest(Conversation, Extensions):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
 
+    metadata: Metadata | None = None
+
     # Accepted and of no effect: see IGNORED.
-    metadata: dict[str, Any] | None = None
     service_tier: str | None = None
 
     # Known, and refused.
@@ -255,6 +263,7 @@ class MessageRequest(Conversation, Extensions):
             **self.extensions,
             "max_tokens": self.max_tokens,
             "stream": self.stream,
+            "user": self.metadata.user_id if self.metadata else None,
             "stop": self.stop_sequences or None,
             "temperature": self.temperature,
             "top_p": self.top_p,

@@ -185,9 +185,11 @@ class ResponseRequest(Extensions):
     # Accepted and of no effect: see IGNORED.
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
-    safety_identifier: str | None = None
     service_tier: str | None = None
-    user: str | None = None
+
+    # Whose words it holds: as for chats.
+    user: Annotated[str, Field(max_length=512)] | None = None
+    safety_identifier: Annotated[str, Field(max_length=512)] | None = None
 
     @property
     def wants_logprobs(self) -> bool:
@@ -217,6 +219,8 @@ class ResponseRequest(Extensions):
             "logprobs": self.wants_logprobs,
             "top_logprobs": self.top_logprobs,
             "chat_template_kwargs": self.chat_template_kwargs,
+            "user": self.user,
+            "safety_identifier": self.safety_identifier,
         }
         return as_chat(chat)
 

@@ -22,10 +22,8 @@ IGNORED: Mapping[str, str] = {
     "metadata": "kept nowhere",
     "prompt_cache_key": "prompts are shared by their content, within one key",
     "prompt_cache_retention": "as above",
-    "safety_identifier": "kept nowhere",
     "service_tier": "there is one",
     "store": "answers are kept nowhere; `learn` says what may be learnt from",
-    "user": "kept nowhere",
 }
 """Fields that are accepted and change nothing, and why."""
 
@@ -148,10 +146,17 @@ class Sampling(Extensions):
     metadata: dict[str, Any] | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
-    safety_identifier: str | None = None
     service_tier: str | None = None
     store: bool | None = None
-    user: str | None = None
+
+    # Whose words the exchange holds, where a sample is made of it.
+    user: Annotated[str, Field(max_length=512)] | None = None
+    safety_identifier: Annotated[str, Field(max_length=512)] | None = None
+
+    @property
+    def spoken_by(self) -> str:
+        """Who was named as the user; empty if nobody was."""
+        return self.user or self.safety_identifier or ""
 
     @property
     def includes_usage(self) -> bool:
