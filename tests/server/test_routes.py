@@ -145,10 +145,22 @@ BAD = [
     ({"stream_options": {"include_usage": True}}, None),
     ({"response_format": {"type": "json_schema"}}, None),
     ({"response_format": {"type": "poem"}}, None),
+    (
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "x", "schema": {"enum": ["x" * 40_000]}},
+            }
+        },
+        None,
+    ),
     ({"tool_choice": "required"}, None),
     ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, None),
     ({"chat_template_kwargs": {"parse_special_in_content": True}}, None),
     ({"reasoning_effort": "high"}, "reasoning_effort"),
+    ({"chat_template": "{{ messages }}"}, "chat_template"),
+    ({"chat_template_kwargs": {"chat_template": "x"}}, None),
+    ({"prompt_embeds": "AAAA"}, "prompt_embeds"),
     ({"messages": [{"role": "user", "content": "\ud800"}]}, None),
 ]
 
