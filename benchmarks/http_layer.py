@@ -11,12 +11,14 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any, cast
 
 import uvicorn
 
 from hyprstream.runtime.answers import AnswerDelta
+from hyprstream.runtime.bases import Bases, Serving
 from hyprstream.runtime.runtime import Runtime
 from hyprstream.runtime.server_config import ServerConfig
 from hyprstream.runtime.settings import Settings
@@ -91,8 +93,15 @@ def make_app(steps: Steps, config: ServerConfig) -> Gate:
     fake = SimpleNamespace(text=SimpleNamespace(chat=chat), model=SimpleNamespace(ref="model"))
     metrics = Metrics(num_requests=lambda: 0, num_adapters=lambda: 0)
     routes = build_routes()
+    runtime = cast("Runtime", fake)
+    base = Serving("model", runtime)
+    bases = SimpleNamespace(first_name="model", use=lambda _name: nullcontext(base))
     routes.state.server = ServerState(
-        runtime=cast("Runtime", fake), live=live, metrics=metrics, started_at=0
+        runtime=runtime,
+        bases=cast("Bases", bases),
+        live=live,
+        metrics=metrics,
+        started_at=0,
     )
     guard = Guard(ROUTES, None, max_concurrent=STREAMS, max_per_minute=0)
     return Gate(routes, guard=guard, live=live, observe=metrics.request)

@@ -41,6 +41,7 @@
         OfflineError
         StorageFullError
         QueueFullError
+        ModelsBusyError
         DeadlineExceededError
         QueryCancelledError
         AdapterMemoryFullError
@@ -342,6 +343,20 @@ class QueueFullError(UnavailableError):
             hint="Try again later, or raise engine.max_waiting.",
         )
         self.max_waiting = max_waiting
+
+
+class ModelsBusyError(UnavailableError):
+    """Report that there is no room for one more model, and that all that are there work.
+
+    Args:
+        max_loaded: How many may be there.
+    """
+
+    def __init__(self, *, max_loaded: int) -> None:
+        super().__init__(
+            f"{max_loaded} models are loaded, and all of them are at work",
+            hint="Try again later, or raise server.max_loaded.",
+        )
 
 
 class DeadlineExceededError(UnavailableError):

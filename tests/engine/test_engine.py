@@ -150,6 +150,33 @@ def test_aborting_a_request_ends_its_stream_without_a_last_event():
     parts.assert_clean()
 
 
+@pytest.mark.parametrize("ended", [(1,), (0, 2), (0, 1, 2)], ids=str)
+def test_one_of_several_answers_can_be_ended_and_is_computed_no_further(ended):
+    gate = Gate(6)
+    parts = Parts(on_step=gate)
+    request = make_request(60, num_answers=3)
+
+    async def main():
+        events = []
+        async with parts.engine() as engine, engine.submit(request) as stream:
+            async for event in stream:
+                events.append(event)
+                if len(events) == 9:
+                    for answer in (*ended, *ended):  # twice is once
+                        stream.end_answer(answer)
+                    gate.open()
+            stream.end_answer(0)  # of a stream that is over: nothing
+        return events
+
+    events = run(main())
+    for index in range(3):
+        mine = [e.token.token_id for e in events if e.sequence_id.answer == index]
+        alone = answer_alone(request, index)
+        assert mine == (alone[: len(mine)] if index in ended else alone)
+        assert (len(mine) < 10) == (index in ended)
+    parts.assert_clean()
+
+
 def test_cancelling_a_reader_aborts_its_request():
     gate = Gate()
     parts = Parts(on_step=gate)

@@ -1,6 +1,7 @@
 """Many callers on one runtime get what the synchronous model gives each of them alone."""
 
 import asyncio
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -294,3 +295,24 @@ def test_encoders_embed_and_do_nothing_else(embedding_model, settings):
 
     vectors = np.array(serve(model, settings, use).vectors)
     np.testing.assert_allclose(vectors, model.embed(texts), atol=1e-5)
+
+
+def test_an_answer_that_a_stop_string_ended_is_computed_no_further(model, settings):
+    params = SamplingParams(temperature=1, seed=4, max_tokens=200, ignore_eos=True)
+    alone = [model.generate("a", params, seed=4 + n).text for n in range(2)]
+    stop = next(piece for n in range(9) if (piece := alone[0][n : n + 2]) not in alone[1])
+
+    async def use(runtime):
+        answers = await runtime.text.complete(
+            ["a"], replace(params, stop=(stop,)), Caller(), num_answers=2
+        )
+        async with answers:
+            running = [runtime._engine._core._scheduler.num_running async for _ in answers]
+        return answers.completions, running
+
+    completions, running = serve(model, settings, use)
+    assert [found.finish_reason for found in completions] == ["stop", "length"]
+    assert completions[0].text == alone[0][: alone[0].index(stop)]
+    assert completions[1].text == alone[1]
+    assert running[0] == 2
+    assert set(running[len(running) // 2 : -5]) == {1}

@@ -11,19 +11,17 @@ from tests.runtime.adapted_models import trained
 
 MESSAGES: Any = [{"role": "user", "content": "Hello"}]
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
-WEATHER = {
-    "type": "function",
-    "function": {
-        "name": "weather",
-        "description": "Tell the weather.",
-        "parameters": {
-            "type": "object",
-            "properties": {"x": {"enum": [1, 2]}},
-            "required": ["x"],
-            "additionalProperties": False,
-        },
+FUNCTION = {
+    "name": "weather",
+    "description": "Tell the weather.",
+    "parameters": {
+        "type": "object",
+        "properties": {"x": {"enum": [1, 2]}},
+        "required": ["x"],
+        "additionalProperties": False,
     },
 }
+WEATHER = {"type": "function", "function": FUNCTION}
 
 
 @pytest.fixture
@@ -162,7 +160,7 @@ def test_completions_continue_texts_and_tokens(api, served):
         model="model", prompt="ab", temperature=0, max_tokens=4, stream=True
     )
     assert "".join(chunk.choices[0].text for chunk in stream) == alone[0]
-    usual = api.completions.create(model="model", prompt="ab")
+    usual = api.completions.create(model="model", prompt="ab", extra_body={"ignore_eos": True})
     assert usual.usage.completion_tokens == 16
 
 

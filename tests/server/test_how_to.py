@@ -7,7 +7,7 @@ PAGE = DOCS / "how-to" / "use-with-openai-clients.md"
 
 def test_the_programs_of_the_page_run(served, capsys):
     program = "\n".join(blocks(PAGE, "python"))
-    assert program.count('"any"') == 2
+    assert program.count('"any"') == 3
     key = served.keys["all"]
     program = program.replace('"any"', f'"{key}"').replace("Bearer any", f"Bearer {key}")
     program = program.replace("http://127.0.0.1:8080", served.server.url)
@@ -16,7 +16,7 @@ def test_the_programs_of_the_page_run(served, capsys):
     out = capsys.readouterr().out
     assert "fp_" in out
     assert "\nwaiting\n" in out or "\nheld_out\n" in out
-    for name in ("client", "poet", "server"):
+    for name in ("client", "anthropic", "poet", "server"):
         getattr(names[name], "close")()  # noqa: B009 - they are what the page made
 
 

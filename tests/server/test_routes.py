@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 
 import pytest
 from starlette.routing import Route as StarletteRoute
@@ -47,7 +48,11 @@ def test_each_route_admits_the_keys_of_its_scope_and_no_others(served, route):
             ) as answer:
                 if answer.status_code in (401, 403):
                     answer.read()
-                    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+                    anthropic = route.error_form == "anthropic"
+                    keys = {"message", "type"}
+                    if not anthropic:
+                        keys |= {"param", "code"}
+                    assert set(answer.json()["error"]) == keys
                 return answer.status_code
 
         if route.needs == "open":
@@ -81,7 +86,7 @@ def test_what_is_not_there_is_told_to_nobody_without_a_key(served):
         assert friend.get("/v1/chat/completions").json()["error"]["code"] == "method_not_allowed"
 
 
-def test_keys_are_taken_as_bearers_alone(served):
+def test_keys_are_taken_as_bearers_or_as_they_are_in_a_header_of_their_own(served):
     key = served.keys["all"]
     with served.client("") as client:
         for header in (key, f"Basic {key}", "Bearer", f"Bearer{key}", "Bearer \u00e9"):
@@ -90,6 +95,10 @@ def test_keys_are_taken_as_bearers_alone(served):
             assert answer.headers["www-authenticate"] == "Bearer"
         answer = client.get("/v1/models", headers={"Authorization": f"bearer {key}"})
         assert answer.status_code == 200
+        for given, status in ((key, 200), (f"Bearer {key}", 401), ("", 401), ("x", 401)):
+            assert client.get("/v1/models", headers={"x-api-key": given}).status_code == status
+        both = {"Authorization": "Bearer x", "x-api-key": key}
+        assert client.get("/v1/models", headers=both).status_code == 401
 
 
 def test_a_key_says_nothing_of_answers_of_adapters_that_are_not_its_own(served, client):
@@ -150,10 +159,22 @@ BAD = [
     ({"stream_options": {"include_usage": True}}, None),
     ({"response_format": {"type": "json_schema"}}, None),
     ({"response_format": {"type": "poem"}}, None),
+    (
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "x", "schema": {"enum": ["x" * 40_000]}},
+            }
+        },
+        None,
+    ),
     ({"tool_choice": "required"}, None),
     ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, None),
     ({"chat_template_kwargs": {"parse_special_in_content": True}}, None),
     ({"reasoning_effort": "high"}, "reasoning_effort"),
+    ({"chat_template": "{{ messages }}"}, "chat_template"),
+    ({"chat_template_kwargs": {"chat_template": "x"}}, None),
+    ({"prompt_embeds": "AAAA"}, "prompt_embeds"),
     ({"messages": [{"role": "user", "content": "\ud800"}]}, None),
 ]
 
@@ -281,3 +302,35 @@ def test_every_route_is_documented_with_its_scope():
     page = (DOCS / "reference" / "http.md").read_text("utf-8")
     rows = re.findall(r"^\| `([A-Z]+) (/\S*)` \| (\w+) \|", page, re.MULTILINE)
     assert sorted(rows) == sorted((route.method, route.path, route.needs) for route in ROUTES)
+
+
+def sent_raw(served, data: bytes) -> tuple[int, dict[str, str]]:
+    """Send bytes as they are; the status and the error that come back."""
+    host, port = served.server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as raw:
+        raw.sendall(data)
+        answer = b""
+        while piece := raw.recv(65_536):
+            answer += piece
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"content-type: application/json" in head.lower()
+    return int(head.split()[1]), json.loads(body)["error"]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"\x16\x03\x01 hello\r\n\r\n", b"GET /health\r\n\r\n",
+     b"GET /health HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+     b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Length: x\r\n\r\n"],
+    ids=lambda data: str(data[:20]),
+)  # fmt: skip
+def test_what_is_no_request_is_refused_in_the_form_of_all_errors(served, data):
+    status, error = sent_raw(served, data)
+    assert status == 400
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["code"] == "invalid_http"
+
+
+def test_a_head_that_is_too_long_is_refused_in_the_form_of_all_errors(served):
+    status, error = sent_raw(served, b"GET /health HTTP/1.1\r\nX: " + b"a" * 70_000)
+    assert (status, error["code"]) == (431, "head_too_large")

@@ -1,5 +1,6 @@
 """The process: how it begins, whom it waits for, how it ends."""
 
+import contextlib
 import shutil
 import signal
 import socket
@@ -77,7 +78,8 @@ def test_without_keys_this_machine_may_do_everything_and_slow_heads_are_cut(home
     alone = folder.parent / "keyless"
     shutil.copytree(folder, alone, ignore=shutil.ignore_patterns("keys"))
     with ServerProcess(alone, HYPRSTREAM_SERVER__HEADER_TIMEOUT_S="0.5",
-                       HYPRSTREAM_SERVER__BODY_TIMEOUT_S="0.5") as server:  # fmt: skip
+                       HYPRSTREAM_SERVER__BODY_TIMEOUT_S="0.5",
+                       HYPRSTREAM_SERVER__MAX_CONNECTIONS="8") as server:  # fmt: skip
         with server.client() as client:
             assert client.get("/metrics").status_code == 200
         host, port = server.url.removeprefix("http://").split(":")
@@ -91,6 +93,12 @@ def test_without_keys_this_machine_may_do_everything_and_slow_heads_are_cut(home
                 b"Content-Length: 100\r\n\r\n{"
             )
             assert raw.recv(1000).startswith(b"HTTP/1.1 408")
+        with contextlib.ExitStack() as held:
+            for _ in range(8):
+                held.enter_context(socket.create_connection((host, int(port)), timeout=10))
+            refused = httpx.get(f"{server.url}/health", trust_env=False)
+            assert refused.status_code == 503
+            assert refused.json()["error"]["code"] == "too_many_connections"
         assert server.end(signal.SIGINT) == 130
 
 

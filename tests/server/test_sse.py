@@ -6,15 +6,27 @@ import os
 import re
 import socket
 import time
+from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hyprstream.errors import EngineStoppedError
+from hyprstream.runtime.answers import Answers
+from hyprstream.runtime.text_service import TextService
+from hyprstream.server.chunks import Head
+from hyprstream.server.message_events import MessageEvents
+from hyprstream.server.response_events import ResponseEvents
+from hyprstream.server.schemas.responses import ResponseRequest
 from hyprstream.server.sse import EventStream
 
 _GOLDEN = Path(__file__).parent.parent / "golden" / "http"
 MESSAGES = [{"role": "user", "content": "Hello"}]
+NOTHING = Answers(
+    [], reports_tokens=False, held=AsyncExitStack(), version=None, tell=lambda *_: None
+)
+TEXTS = TextService.__new__(TextService)  # nobody asks it anything
 LONG = {"messages": MESSAGES, "max_tokens": 1900, "ignore_eos": True, "stream": True}
 
 
@@ -53,10 +65,24 @@ def test_a_stream_is_what_was_recorded(client, name, route, body):
 
 
 def num_requests(client) -> float:
+    return number(client, "hyprstream_num_requests")
+
+
+def number(client, name: str) -> float:
     page = client.get("/metrics").text
-    found = re.search(r"^hyprstream_num_requests (\S+)", page, re.MULTILINE)
+    found = re.search(rf"^{name} (\S+)", page, re.MULTILINE)
     assert found is not None
     return float(found[1])
+
+
+def ends_early(client, route: str, body: dict[str, Any]) -> bool:
+    """Go away after the first frame; tell whether the rest was left uncomputed."""
+    before = number(client, "hyprstream_generation_tokens_total")
+    with client.stream("POST", route, json=body) as answer:
+        assert answer.status_code == 200
+        next(answer.iter_lines())
+    wait_until_idle(client)
+    return number(client, "hyprstream_generation_tokens_total") - before < 1900
 
 
 def wait_until_idle(client) -> None:
@@ -66,20 +92,22 @@ def wait_until_idle(client) -> None:
 
 
 def test_a_client_that_goes_away_ends_the_work(client, served):
-    with client.stream("POST", "/v1/chat/completions", json=LONG) as answer:
-        lines = answer.iter_lines()
-        next(lines)
-        assert num_requests(client) == 1
-    wait_until_idle(client)
-    body = json.dumps({**LONG, "stream": False, "n": 4}).encode()
+    said = {"max_output_tokens": 1900, "ignore_eos": True, "stream": True, "input": "Hello"}
+    for route, body in (
+        ("/v1/chat/completions", LONG),
+        ("/v1/messages", LONG),
+        ("/v1/responses", said),
+    ):
+        assert any(ends_early(client, route, body) for _ in range(5)), route
+    content = json.dumps({**LONG, "stream": False, "n": 4}).encode()
     host, port = served.server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as raw:
         raw.sendall(
             b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
             b"Content-Type: application/json\r\n"
             + f"Authorization: Bearer {served.keys['all']}\r\n".encode()
-            + f"Content-Length: {len(body)}\r\n\r\n".encode()
-            + body
+            + f"Content-Length: {len(content)}\r\n\r\n".encode()
+            + content
         )
         until = time.monotonic() + 10
         while not num_requests(client):
@@ -116,7 +144,7 @@ class Client:
                 await asyncio.Event().wait()
 
 
-def run(frames, client: Client, *, ping_s=30.0, write_timeout_s=30.0) -> bool:
+def run(frames, client: Client, *, ping_s=30.0, write_timeout_s=30.0, **form) -> bool:
     """Send frames; tell whether they were finished with."""
     finished = []
 
@@ -125,7 +153,7 @@ def run(frames, client: Client, *, ping_s=30.0, write_timeout_s=30.0) -> bool:
 
     async def main():
         stream = EventStream(
-            frames(client), ping_s=ping_s, write_timeout_s=write_timeout_s, finish=finish
+            frames(client), ping_s=ping_s, write_timeout_s=write_timeout_s, finish=finish, **form
         )
         async with asyncio.timeout(5):
             await stream({"type": "http"}, client.receive, client.send)
@@ -145,6 +173,27 @@ def test_an_error_in_the_middle_is_a_frame():
     assert (one, done, end) == (b"data: 1", b"data: [DONE]", b"")
     assert json.loads(error.removeprefix(b"data: "))["error"]["code"] == "engine_stopped"
     assert client.is_complete
+
+
+def test_an_error_in_the_middle_is_an_event_of_the_protocol():
+    async def frames(_client):
+        yield b""
+        raise EngineStoppedError("the engine was stopped", hint="Start it again.")
+
+    head = Head(id="x", kind="message", created=0, model="m", fingerprint="f")
+    told: list[Any] = []
+    for writer in (
+        MessageEvents(head, NOTHING, max_tokens=1, calls_tools=False),
+        ResponseEvents(head, ResponseRequest(input="x"), TEXTS, calls_tools=False),
+    ):
+        client = Client()
+        assert run(frames, client, failed=writer.failed, ping=writer.ping)
+        name, data = client.sent.decode().strip().split("\n")
+        assert name == "event: error"
+        told.append(json.loads(data.removeprefix("data: ")))
+    assert told[0]["error"]["type"] == "overloaded_error"
+    assert (told[1]["type"], told[1]["code"]) == ("error", "engine_stopped")
+    assert told[1]["sequence_number"] == 0
 
 
 def test_a_mistake_of_ours_in_the_middle_tells_nothing():

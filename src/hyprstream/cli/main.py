@@ -22,6 +22,7 @@ from hyprstream.cli import (
     lora,
     model,
     models_listed,
+    ps,
     quickstart,
     server,
     sql,
@@ -89,6 +90,7 @@ def build() -> typer.Typer:
     app.add_typer(cache.app, name="cache")
     app.add_typer(lora.app, name="lora")
     app.command()(server.server)
+    app.command()(ps.ps)
     app.add_typer(auth.app, name="auth")
     app.command()(sql.sql)
     app.command()(quickstart.quickstart)

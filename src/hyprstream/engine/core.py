@@ -148,10 +148,12 @@ class EngineCore:
         self._kept[request.id] = prepared.kept
         self._num_running[request.id] = 1 if request.embeds else request.num_answers
 
-    def abort(self, request_id: RequestId) -> None:
-        """End a request; it yields no further event."""
-        self._scheduler.abort(request_id)
-        self._close(request_id)
+    def abort(self, request_id: RequestId, answer: int | None = None) -> None:
+        """End a request, or one of its answers; it yields no further event."""
+        num_ended = self._scheduler.abort(request_id, index=answer)
+        self._num_running[request_id] -= num_ended
+        if answer is None or not self._num_running[request_id]:
+            self._close(request_id)
 
     def abort_all(self) -> None:
         """End every request."""

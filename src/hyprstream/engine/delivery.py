@@ -1,11 +1,11 @@
 """From the engine thread to the streams of requests. Belongs to the event loop."""
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hyprstream.engine.plan import SequenceEvent
-from hyprstream.engine.stream import TokenStream
+from hyprstream.engine.stream import Abort, TokenStream
 from hyprstream.errors import EngineStoppedError, InvalidRequestError, QueueFullError
 from hyprstream.refs import RequestId
 
@@ -54,7 +54,7 @@ class Deliveries:
     def __len__(self) -> int:
         return len(self._places)
 
-    def open(self, request_id: RequestId, abort: Callable[[RequestId], None]) -> TokenStream:
+    def open(self, request_id: RequestId, abort: Abort) -> TokenStream:
         """Make the stream of a request.
 
         Raises:

@@ -174,12 +174,16 @@ class Engine:
         self._inbox.put(functools.partial(self._preparations.add, request))
         return stream
 
-    def abort(self, request_id: RequestId) -> None:
+    def abort(self, request_id: RequestId, answer: int | None = None) -> None:
         """End a request and its stream; one that is over or unknown is left alone.
 
         May be called from any thread.
+
+        Args:
+            request_id: The request.
+            answer: End only this one of its answers; the stream ends with the last of them.
         """
-        self._inbox.put(functools.partial(self._abort, request_id))
+        self._inbox.put(functools.partial(self._abort, request_id, answer))
 
     async def install(self, version: VersionId, weights: LoraWeights | None = None) -> None:
         """Let requests use a version: see `HostVersions.install`.
@@ -348,13 +352,18 @@ class Engine:
         event = SequenceEvent(sequence_id=SequenceId(request.id), error=error, is_last=True)
         self._tell(Batch([event], [request.id]))
 
-    def _abort(self, request_id: RequestId) -> None:
+    def _abort(self, request_id: RequestId, answer: int | None) -> None:
         if request_id in self._preparations:
+            if answer is not None:  # nobody has seen anything of it yet
+                return
             self._preparations.drop(request_id)
-            self._tell(Batch(over=[request_id]))
         elif request_id in self._core:
-            self._core.abort(request_id)
-            self._tell(Batch(over=[request_id]))
+            self._core.abort(request_id, answer)
+            if request_id in self._core:
+                return
+        else:
+            return
+        self._tell(Batch(over=[request_id]))
 
     def _wind_down(self, *, drain: bool) -> None:
         self._drains = drain

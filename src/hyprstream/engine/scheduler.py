@@ -162,17 +162,26 @@ class Scheduler:
         if request.deadline is not None:
             self._deadlines[request.id] = request.deadline
 
-    def abort(self, request_id: RequestId, *, index: int | None = None) -> None:
-        """End a request, or one of its answers; nothing happens if that is over already."""
+    def abort(self, request_id: RequestId, *, index: int | None = None) -> int:
+        """End a request, or one of its answers; nothing happens if that is over already.
+
+        Returns:
+            How many answers will have no last event because of that.
+        """
+        num_ended = 0
         for state in tuple(self._sequences.get(request_id, ())):
             if index is None or state.id.answer == index:
                 self._end(state)
-        self._expired = [
+                num_ended += 1
+        left = [
             event
             for event in self._expired
             if event.sequence_id.request_id != request_id
             or index not in {None, event.sequence_id.answer}
         ]
+        num_ended += len(self._expired) - len(left)
+        self._expired = left
+        return num_ended
 
     def schedule(self) -> Plan:
         """Decide what the next step computes.

@@ -12,6 +12,9 @@ from hyprstream.engine.plan import SequenceEvent
 from hyprstream.errors import HyprstreamError
 from hyprstream.refs import RequestId
 
+Abort = Callable[[RequestId, int | None], None]
+"""Ends a request, or one of its answers."""
+
 
 @dataclass(slots=True)
 class Times:
@@ -41,7 +44,7 @@ class TokenStream:
         times: How far it got, and when.
     """
 
-    def __init__(self, request_id: RequestId, abort: Callable[[RequestId], None]) -> None:
+    def __init__(self, request_id: RequestId, abort: Abort) -> None:
         self.times = Times(time.time_ns())
         self._request_id = request_id
         self._abort = abort
@@ -57,7 +60,12 @@ class TokenStream:
         if not self._is_over:
             self._end()
             self._wake()
-            self._abort(self._request_id)
+            self._abort(self._request_id, None)
+
+    def end_answer(self, answer: int) -> None:
+        """Abort one of several answers; what is on its way of it still comes."""
+        if not self._is_over:
+            self._abort(self._request_id, answer)
 
     def __aiter__(self) -> Self:
         return self
@@ -98,7 +106,7 @@ class TokenStream:
 
     def __del__(self) -> None:
         if not self._is_over:
-            self._abort(self._request_id)
+            self._abort(self._request_id, None)
 
     def put(self, event: SequenceEvent) -> None:
         """Take one event; called by the engine, on the event loop."""

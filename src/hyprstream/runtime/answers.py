@@ -151,6 +151,8 @@ class Answers:
         assert finish != "abort", "nobody aborts an answer that is read"
         if finish and all(other.finish for other in part.answers):
             self._end(part, None)
+        elif text.found_stop:
+            part.stream.end_answer(number)  # the engine knows nothing of stop strings
         if not (delta.text or finish or (self._reports_tokens and delta.tokens)):
             return None
         tokens = delta.tokens if self._reports_tokens else ()

@@ -76,6 +76,7 @@ class Model:
         self._network = network
         self._bank: LoraBank | None = None
         self._fingerprints: Path | None = None
+        self._loading: Mapping[str, Any] = {}
         self._grammars: GrammarCompiler | None = None
         has_template = bool(tokenizer.chat_template)
         self._template = ChatTemplate.of(tokenizer) if has_template else None
@@ -126,8 +127,15 @@ class Model:
         settle_memory()
         model.quantization = quantize
         model._fingerprints = settings.fingerprints_folder
+        model._loading = {
+            "device": device, "dtype": dtype, "quantize": quantize, "context": context
+        }  # fmt: skip
         model.load_s = time.perf_counter() - started
         return model
+
+    def load_another(self, ref: str | Path, settings: Settings) -> Self:
+        """Load another model in the way in which this one was loaded; see `load`."""
+        return self.load(ref, **self._loading, settings=settings)
 
     @property
     def context_length(self) -> int:

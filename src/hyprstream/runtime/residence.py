@@ -10,6 +10,7 @@ from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from hyprstream.refs import AdapterName, AdapterRef, VersionId
@@ -26,6 +27,21 @@ class VersionHost(Protocol):
     async def retire(self, version: VersionId) -> None:
         """Refuse it to new requests."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resident:
+    """A version that the engine knows.
+
+    Attributes:
+        ref: What it was asked for by, last.
+        version: Its id.
+        in_use: A request uses it.
+    """
+
+    ref: str
+    version: VersionId
+    in_use: bool
 
 
 MAX_KNOWN = 4096  # each costs some hundred bytes, in the engine as well
@@ -57,7 +73,7 @@ class Residence:
         self._resolve = resolve
         self._pool = pool
         self._max_known = max_known
-        self._known: OrderedDict[VersionId, None] = OrderedDict()  # oldest use first
+        self._known: OrderedDict[VersionId, str] = OrderedDict()  # reference; oldest use first
         self._pins: Counter[VersionId] = Counter()
         self._names: dict[VersionId, AdapterName] = {}
 
@@ -65,6 +81,14 @@ class Residence:
     def in_use_now(self) -> frozenset[VersionId]:
         """Versions that requests use."""
         return frozenset(self._pins)
+
+    @property
+    def known_now(self) -> list[Resident]:
+        """Versions that requests may use at once, the one that was used last first."""
+        return [
+            Resident(ref=ref, version=version, in_use=version in self._pins)
+            for version, ref in reversed(self._known.items())
+        ]
 
     def name_of(self, version: VersionId) -> AdapterName | None:
         """Return the name by which a known version was asked for last."""
@@ -85,7 +109,7 @@ class Residence:
         try:
             if version not in self._known:
                 await self._engine.install(version)
-            self._known[version] = None
+            self._known[version] = ref
             self._names[version] = AdapterRef.parse(ref).name
             self._known.move_to_end(version)
             await self._forget()

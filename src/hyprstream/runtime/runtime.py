@@ -23,7 +23,7 @@ from hyprstream.errors import CacheBusyError, EngineStoppedError, InvalidRequest
 from hyprstream.lora.basis import BaseLayers
 from hyprstream.lora.weights import LoraWeights, unpack
 from hyprstream.models.decoder import Decoder
-from hyprstream.refs import AdapterName, AdapterRef, VersionId
+from hyprstream.refs import AdapterName, AdapterRef, ModelFingerprint, VersionId
 from hyprstream.runtime.adapted import load_adapter
 from hyprstream.runtime.adapters import Adapters, open_adapters
 from hyprstream.runtime.evaluation import Evaluations, measuring
@@ -32,7 +32,7 @@ from hyprstream.runtime.journal_view import view_held_out
 from hyprstream.runtime.live_learning import LiveLearning
 from hyprstream.runtime.load import RuntimeLoad, Sizes, resident_bytes
 from hyprstream.runtime.model import Model
-from hyprstream.runtime.residence import Residence
+from hyprstream.runtime.residence import Residence, Resident
 from hyprstream.runtime.settings import Settings, load_settings
 from hyprstream.runtime.text_service import Answered, TextService
 from hyprstream.runtime.training_records import Evaluated
@@ -154,6 +154,11 @@ class Runtime:
         """Adapter versions that requests use."""
         return 0 if self._residence is None else len(self._residence.in_use_now)
 
+    @property
+    def residents(self) -> Sequence[Resident]:
+        """Adapter versions that the engine knows."""
+        return () if self._residence is None else self._residence.known_now
+
     async def stats(self) -> EngineStats:
         """Tell what the engine is doing.
 
@@ -194,14 +199,14 @@ class Runtime:
         """Do work that waits for the disk, or takes long, without holding up the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
-    async def resolve(self, ref: str) -> VersionId:
-        """Tell which version a reference means.
+    async def resolve(self, ref: str, other: ModelFingerprint | None = None) -> VersionId:
+        """Tell which version a reference means, for this model or the one of a fingerprint.
 
         Raises:
             NotFoundError: There is no such adapter or version.
             IncompatibleAdapterError: It was made for another model.
         """
-        return await self.in_pool(lambda: self._resolve(ref))
+        return await self.in_pool(lambda: self._resolve(ref, other))
 
     async def evaluate(
         self, ref: str, samples: Sequence[Sample] | None = None, *, most: int = 128
@@ -238,11 +243,11 @@ class Runtime:
             waiting.cancel()
         return waiting.result()
 
-    async def compatible_adapters(self) -> list[Adapter]:
-        """List the adapters that were made for this model."""
+    async def compatible_adapters(self, other: ModelFingerprint | None = None) -> list[Adapter]:
+        """List the adapters that were made for this model, or for the one of a fingerprint."""
 
         def find() -> list[Adapter]:
-            base = self.model.fingerprint
+            base = other or self.model.fingerprint
             manifest = self.adapters.manifest
             return [
                 adapter
@@ -291,8 +296,8 @@ class Runtime:
     async def _moves_after(self, moment: datetime, most: int) -> Sequence[tuple[AdapterName, Move]]:
         return await self.in_pool(lambda: self.adapters.moves_after(moment, most))
 
-    def _resolve(self, ref: str) -> VersionId:
+    def _resolve(self, ref: str, other: ModelFingerprint | None = None) -> VersionId:
         """Tell which version a reference means, if it is for this model. Waits for the disk."""
         version = self.adapters.resolve(ref)
-        check_base(self.adapters.manifest(version), self.model.fingerprint)
+        check_base(self.adapters.manifest(version), other or self.model.fingerprint)
         return version

@@ -25,6 +25,12 @@ class ServerConfig:
     """Port of Arrow Flight SQL, at the same address; 0 takes a free one, and none serves none."""
     model_name: str = ""
     """What clients call the model; empty takes the last part of its reference."""
+    models: tuple[str, ...] = ()
+    """Further models, loaded when they are asked for."""
+    max_loaded: int = 2
+    """Most models in memory at a time, the first one among them."""
+    keep_loaded_s: float = 300.0
+    """How long a further model stays in memory without a request; 0 keeps it for ever."""
     allowed_hosts: tuple[str, ...] = ()
     """Names that clients may address the server by, besides those of this machine."""
     cors_origins: tuple[str, ...] = ()
@@ -85,10 +91,16 @@ class ServerConfig:
         for name in _ABOVE_0:
             if not getattr(self, name) > 0:
                 raise _wrong(name, getattr(self, name), "a number of seconds above 0")
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Reject values that contradict others."""
         if bool(self.tls_cert) != bool(self.tls_key):
             raise _wrong("tls_key", self.tls_key, "the key of tls_cert, or leave out both")
         if self.tls_client_ca and not self.tls_cert:
             raise _wrong("tls_client_ca", self.tls_client_ca, "empty, or give tls_cert as well")
+        if self.models and self.max_loaded < 2:  # the first, and one more
+            raise _wrong("max_loaded", self.max_loaded, "2 or more, to serve further models")
         if not 0 <= self.trace_share <= 1:
             raise _wrong("trace_share", self.trace_share, "a number from 0 to 1")
         if "*" in self.cors_origins:
@@ -113,6 +125,8 @@ class ServerConfig:
 
 
 _LOWEST = {
+    "max_loaded": 1,
+    "keep_loaded_s": 0,
     "max_body_bytes": 1,
     "max_upload_bytes": 1,
     "max_answers": 1,

@@ -74,6 +74,7 @@ class Completion:
             when the caller closed the stream.
         seed: What reproduces the answer.
         tokens: The tokens of the answer; end tokens are not among them.
+        stop_string: The stop string that ended it, if one did.
     """
 
     text: str
@@ -82,6 +83,7 @@ class Completion:
     timings: Timings
     seed: int
     tokens: tuple[TokenText, ...]
+    stop_string: str | None = None
 
 
 class AnswerText:
@@ -188,6 +190,7 @@ class AnswerText:
             ),
             seed=self._seed,
             tokens=tuple(self._tokens),
+            stop_string=self._stops.matched,
         )
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from starlette.routing import compile_path
 
 from hyprstream.runtime.keys import EVERYTHING, Grant, KeyScope, Verifier
-from hyprstream.server.errors import ApiError
+from hyprstream.server.errors import ApiError, ErrorForm
 
 Needed = KeyScope | Literal["open"]
 
@@ -33,6 +33,7 @@ class Route:
         needs: The scope; `open` is for everybody.
         uploads: Its body is an adapter, and may be as long as one.
         name: Of the operation.
+        error_form: How its errors are written.
     """
 
     method: str
@@ -41,6 +42,7 @@ class Route:
     needs: Needed
     uploads: bool = False
     name: str | None = None
+    error_form: ErrorForm = "openai"
 
 
 class Guard:
@@ -129,7 +131,7 @@ class Guard:
         if authorization[: len(_BEARER)].lower() != _BEARER:
             raise ApiError(
                 401,
-                "a key is needed: send it as `Authorization: Bearer KEY`",
+                "a key is needed: send it as `Authorization: Bearer KEY` or `x-api-key: KEY`",
                 code="missing_api_key",
                 headers=_CHALLENGE,
             )

@@ -3,7 +3,7 @@
 from typing import Any
 
 from hyprstream.runtime import Adapter, AdapterInfo, Coverage, Move
-from hyprstream.server.state import served_name
+from hyprstream.runtime.bases import served_name
 
 
 def listed(adapter: Adapter) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp
 from hyprstream import __version__
 from hyprstream.errors import HyprstreamError
 from hyprstream.runtime import Settings
+from hyprstream.runtime.bases import Bases
 from hyprstream.runtime.keys import Verifier
 from hyprstream.runtime.runtime import Runtime
 from hyprstream.server.access import Guard, Route
@@ -24,7 +25,9 @@ from hyprstream.server.routes import (
     chat,
     console,
     learning,
+    messages,
     models,
+    responses,
     samples,
     service,
     texts,
@@ -35,6 +38,8 @@ from hyprstream.server.tracing import Tracing
 
 ROUTES: Sequence[Route] = (
     *chat.ROUTES,
+    *responses.ROUTES,
+    *messages.ROUTES,
     *texts.ROUTES,
     *models.ROUTES,
     *samples.ROUTES,
@@ -74,14 +79,16 @@ def build_app(
     verifier: Verifier | None,
     live: LiveConfig | None = None,
     tracing: Tracing | None = None,
+    bases: Bases | None = None,
 ) -> ASGIApp:
     """Put the application together.
 
     Args:
-        runtime: Serves; it has been entered.
+        runtime: Serves with the first model; it has been entered.
         verifier: Knows the keys; None admits everybody.
         live: The settings; None takes those of the runtime, which never change.
         tracing: Traces requests; None traces none.
+        bases: All models, which have been entered; None serves the first one alone.
     """
     live = live or LiveConfig(runtime.settings)
     config = live.current
@@ -89,7 +96,13 @@ def build_app(
         num_requests=lambda: runtime.num_requests,
         num_adapters=lambda: runtime.num_versions_in_use,
     )
-    state = ServerState(runtime=runtime, live=live, metrics=metrics, started_at=int(time.time()))
+    state = ServerState(
+        runtime=runtime,
+        bases=bases or Bases(runtime),
+        live=live,
+        metrics=metrics,
+        started_at=int(time.time()),
+    )
     routes = build_routes()
     routes.state.server = state
     guard = Guard(
@@ -114,7 +127,7 @@ def build_app(
             app,
             allow_origins=config.cors_origins,
             allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", REQUEST_ID],
+            allow_headers=["Authorization", "X-API-Key", "Content-Type", REQUEST_ID],
             expose_headers=[REQUEST_ID],
         )
     return app

@@ -8,13 +8,14 @@ import json
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from hyprstream.runtime.answers import AnswerDelta
+from hyprstream.runtime.answers import AnswerDelta, Answers
 from hyprstream.runtime.text import TokenText, Usage
 from hyprstream.runtime.text_service import TextService
 from hyprstream.runtime.tools import ToolCall, ToolCallReader
-from hyprstream.server.sse import encode, event
+from hyprstream.server.errors import ApiError
+from hyprstream.server.sse import DONE, PING, encode, error_frame, event
 
 _MARK = "\x00"  # no model has a name with this in it
 _QUOTE = json.JSONEncoder(ensure_ascii=False).encode
@@ -50,7 +51,72 @@ class Head:
         }
 
 
-class ChatChunks:
+class Writer(Protocol):
+    """Writes an answer as frames, in the way of a protocol."""
+
+    @property
+    def ping(self) -> bytes:
+        """What breaks a silence."""
+        ...
+
+    def begin(self) -> bytes:
+        """Write what comes before the first piece."""
+        ...
+
+    def piece(self, delta: AnswerDelta) -> bytes:
+        """Write what a piece adds, which may be nothing."""
+        ...
+
+    def end(self, answers: Answers) -> bytes:
+        """Write what comes after the last one."""
+        ...
+
+    def failed(self, error: ApiError) -> bytes:
+        """Write an error as the end of the stream."""
+        ...
+
+
+class Pieces:
+    """Takes one answer apart: text, and calls of tools.
+
+    Args:
+        calls_tools: Look for calls; without them all is text.
+    """
+
+    def __init__(self, *, calls_tools: bool) -> None:
+        self._reader = ToolCallReader() if calls_tools else None
+
+    def push(self, delta: AnswerDelta) -> list[str | ToolCall]:
+        """Return what is certain with this piece."""
+        if self._reader is None:
+            return [delta.text] if delta.text else []
+        parts = self._reader.push(delta.text)
+        return parts if delta.finish is None else [*parts, *self._reader.finish()]
+
+
+class _OpenAiChunks:
+    """What streams of chats and of completions have in common."""
+
+    ping = PING
+
+    def __init__(self, head: Head, texts: TextService, *, includes_usage: bool) -> None:
+        self._head = head.record(is_chunk=True)
+        self._usage = {"usage": None} if includes_usage else {}
+        self._texts = texts
+
+    def end(self, answers: Answers) -> bytes:
+        """Write the count of tokens, if it is wanted, and that this is all."""
+        if not self._usage:
+            return DONE
+        usage = usage_record(answers.usage)
+        return event({**self._head, "choices": [], "usage": usage}) + DONE
+
+    def failed(self, error: ApiError) -> bytes:
+        """Write an error as the end of the stream."""
+        return error_frame(error)
+
+
+class ChatChunks(_OpenAiChunks):
     """Writes the chunks of a chat.
 
     Args:
@@ -70,10 +136,8 @@ class ChatChunks:
         calls_tools: bool,
         includes_usage: bool,
     ) -> None:
-        self._head = head.record(is_chunk=True)
-        self._usage = {"usage": None} if includes_usage else {}
-        self._texts = texts
-        self._readers = [ToolCallReader() for _ in range(num_answers)] if calls_tools else []
+        super().__init__(head, texts, includes_usage=includes_usage)
+        self._pieces = [Pieces(calls_tools=True) for _ in range(num_answers)] if calls_tools else []
         self._num_calls = [0] * num_answers
         # A chunk with a mark in the place of the text, cut there.
         marked = (self._chunk(n, {"content": _MARK}) for n in range(num_answers))
@@ -87,7 +151,7 @@ class ChatChunks:
     def piece(self, delta: AnswerDelta) -> bytes:
         """Write what a piece adds, and its end if it is one."""
         frames: list[bytes] = []
-        if self._readers:
+        if self._pieces:
             frames += self._parts(delta)
         elif delta.tokens:
             content = {"content": delta.text}
@@ -100,21 +164,12 @@ class ChatChunks:
             frames.append(self._chunk(delta.answer, {}, finish=finish))
         return b"".join(frames)
 
-    def usage(self, usage: Usage) -> bytes:
-        """Write the count of tokens, if it is wanted."""
-        if not self._usage:
-            return b""
-        return event({**self._head, "choices": [], "usage": usage_record(usage)})
-
     def _text(self, answer: int, text: str) -> bytes:
         before, after = self._around[answer]
         return before + _QUOTE(text).encode() + after
 
     def _parts(self, delta: AnswerDelta) -> Iterable[bytes]:
-        reader = self._readers[delta.answer]
-        parts = reader.push(delta.text)
-        if delta.finish is not None:
-            parts += reader.finish()
+        parts = self._pieces[delta.answer].push(delta)
         logprobs = chat_logprobs(delta.tokens, self._texts) if delta.tokens else None
         if logprobs is not None and not parts:
             yield self._chunk(delta.answer, {}, logprobs=logprobs)
@@ -140,15 +195,13 @@ class ChatChunks:
         return event({**self._head, "choices": [choice], **self._usage})
 
 
-class TextChunks:
+class TextChunks(_OpenAiChunks):
     """Writes the chunks of completions; arguments as for `ChatChunks`."""
 
     def __init__(
         self, head: Head, num_answers: int, texts: TextService, *, includes_usage: bool
     ) -> None:
-        self._head = head.record(is_chunk=True)
-        self._usage = {"usage": None} if includes_usage else {}
-        self._texts = texts
+        super().__init__(head, texts, includes_usage=includes_usage)
         self._offsets = [0] * num_answers
 
     def begin(self) -> bytes:
@@ -167,12 +220,6 @@ class TextChunks:
             "finish_reason": delta.finish,
         }
         return event({**self._head, "choices": [choice], **self._usage})
-
-    def usage(self, usage: Usage) -> bytes:
-        """Write the count of tokens, if it is wanted."""
-        if not self._usage:
-            return b""
-        return event({**self._head, "choices": [], "usage": usage_record(usage)})
 
 
 def usage_record(usage: Usage) -> dict[str, int]:

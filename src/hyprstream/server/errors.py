@@ -1,13 +1,14 @@
-"""Errors as HTTP answers, in OpenAI's form. What they say names no file and quotes no prompt.
+"""Errors as HTTP answers. What they say names no file and quotes no prompt.
 
-{"error": {"message": ..., "type": ..., "param": ..., "code": ...}}
+OpenAI's form: {"error": {"message": ..., "type": ..., "param": ..., "code": ...}}
+Anthropic's: {"type": "error", "error": {"type": ..., "message": ...}}
 """
 
 import inspect
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -28,6 +29,8 @@ from hyprstream.errors import (
 
 log = logging.getLogger(__name__)
 
+ErrorForm = Literal["openai", "anthropic"]
+
 _TYPES: Mapping[int, str] = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -38,7 +41,18 @@ _TYPES: Mapping[int, str] = {
     429: "rate_limit_error",
     503: "unavailable_error",
 }
+_ANTHROPIC_TYPES: Mapping[int, str] = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
 _RETRY_S = "1"
+REFUSED = "refused"
+"""Kind of a validation error: the field is known, and what it asks for is not done."""
 # Folders and files: of them a message says no more than that there is one.
 _PATH = re.compile(r"(?<![\w:/])(?:~|/(?=[^\s/]))[^\s'\",;)]*/[^\s'\",;)]*")
 
@@ -73,9 +87,16 @@ class ApiError(HTTPException):
         return error_body(self.status_code, self.detail, code=self.code, param=self.param)
 
     @property
-    def response(self) -> JSONResponse:
-        """The error as an answer."""
-        return JSONResponse(self.body, self.status_code, headers=self.headers)
+    def anthropic_body(self) -> dict[str, Any]:
+        """The error as JSON, in Anthropic's form."""
+        usual = "api_error" if self.status_code >= 500 else "invalid_request_error"
+        kind = _ANTHROPIC_TYPES.get(self.status_code, usual)
+        return {"type": "error", "error": {"type": kind, "message": self.detail}}
+
+    def response(self, form: ErrorForm = "openai") -> JSONResponse:
+        """Write the error as an answer."""
+        body = self.anthropic_body if form == "anthropic" else self.body
+        return JSONResponse(body, self.status_code, headers=self.headers)
 
 
 def error_body(status: int, message: str, *, code: str, param: str | None = None) -> dict[str, Any]:
@@ -128,8 +149,11 @@ def _shown(error: HyprstreamError) -> str:
 
 
 def validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
-    """Say what is wrong with the first field that is, without quoting it."""
-    first = errors[0]
+    """Say what is wrong with the first field that is, without quoting it.
+
+    What was refused comes first: of a value that may be several things, it is what was meant.
+    """
+    first = next((error for error in errors if error["type"] == REFUSED), errors[0])
     place = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
     param = ".".join(place) or None
     if first["type"] == "extra_forbidden":
@@ -141,25 +165,32 @@ def validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
             code="unsupported_parameter",
             param=param,
         )
+    if first["type"] == REFUSED:
+        message = f"{param}: {first['msg']}"
+        return ApiError(400, message, code="unsupported_parameter", param=param)
     if first["type"] == "json_invalid":
         return ApiError(400, "the body is no JSON", code="invalid_json")
     where = f"{param}: " if param else "the body: "
     return ApiError(400, f"{where}{first['msg']}", code="invalid_request", param=param)
 
 
-def answer_error(_request: Request, error: Exception) -> JSONResponse:
+def answer_error(request: Request, error: Exception) -> JSONResponse:
     """Answer with an error of ours or of the framework."""
+    return _as_api_error(error).response(getattr(request.state, "error_form", "openai"))
+
+
+def _as_api_error(error: Exception) -> ApiError:
     if isinstance(error, HyprstreamError):
-        return api_error(error).response
+        return api_error(error)
     if isinstance(error, RequestValidationError):
-        return validation_error(error.errors()).response
+        return validation_error(error.errors())
     if isinstance(error, ApiError):
-        return error.response
+        return error
     assert isinstance(error, HTTPException), "the framework raises no others"
     codes = {404: "not_found", 405: "method_not_allowed", 415: "unsupported_media_type"}
     code = codes.get(error.status_code, "invalid_request")
     headers = dict(error.headers or {})
-    return ApiError(error.status_code, str(error.detail), code=code, headers=headers).response
+    return ApiError(error.status_code, str(error.detail), code=code, headers=headers)
 
 
 def internal_error() -> ApiError:

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from hyprstream.errors import HyprstreamError
 from hyprstream.refs import is_loopback
 from hyprstream.server.access import Guard, Route
-from hyprstream.server.errors import ApiError, api_error, internal_error
+from hyprstream.server.errors import ApiError, ErrorForm, api_error, internal_error
 from hyprstream.server.live import LiveConfig
 from hyprstream.server.logs import told
 from hyprstream.server.tracing import Over, Tracing
@@ -71,6 +71,8 @@ class Gate:
         self, scope: Scope, receive: Receive, send: Send, request_id: str, over: Over
     ) -> None:
         route = self._guard.route(scope["method"], scope["path"])
+        form: ErrorForm = route.error_form if route else "openai"
+        scope["state"]["error_form"] = form
         began = time.perf_counter()
         status = 0
 
@@ -86,14 +88,14 @@ class Gate:
         try:
             await self._pass(route, scope, receive, send_with_id)
         except ApiError as error:
-            await error.response(scope, receive, send_with_id)
+            await error.response(form)(scope, receive, send_with_id)
         except HyprstreamError as error:
-            await api_error(error).response(scope, receive, send_with_id)
+            await api_error(error).response(form)(scope, receive, send_with_id)
         except Exception:
             # The last stop: whatever it is, the others go on.
             log.exception("request %s failed", request_id, extra=told(request_id=request_id))
             if not status:
-                await internal_error().response(scope, receive, send_with_id)
+                await internal_error().response(form)(scope, receive, send_with_id)
         finally:
             seconds = time.perf_counter() - began
             name = route.path if route else "none"
@@ -115,7 +117,7 @@ class Gate:
         headers = Headers(scope=scope)
         self._check_host(headers)
         self._check_origin(headers, scope)
-        grant = self._guard.admit(route, headers.get("authorization", ""))
+        grant = self._guard.admit(route, _authorization(headers))
         scope["state"]["grant"] = grant
         is_counted = route is not None and route.needs != "open"
         if is_counted:
@@ -205,6 +207,13 @@ class _Body:
         return ApiError(
             413, f"the body is longer than {self._max_bytes} bytes", code="body_too_large"
         )
+
+
+def _authorization(headers: Headers) -> str:
+    """Return the key as a bearer, also where it comes as Anthropic's clients send it."""
+    key = headers.get("x-api-key")
+    given = headers.get("authorization", "")
+    return f"Bearer {key}" if key and not given else given
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import logging
 import signal
 import socket
 import ssl
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import (
     AbstractAsyncContextManager,
@@ -18,11 +19,12 @@ from typing import Any
 
 import h11
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 from typing_extensions import override
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from hyprstream.errors import InvalidSettingsError, UnavailableError
+from hyprstream.runtime.bases import Bases
 from hyprstream.runtime.keys import KeyFile, Verifier
 from hyprstream.runtime.model import Model
 from hyprstream.runtime.remote import marked
@@ -30,7 +32,9 @@ from hyprstream.runtime.runtime import Runtime
 from hyprstream.runtime.server_config import ServerConfig
 from hyprstream.runtime.settings import Settings
 from hyprstream.server.app import build_app
+from hyprstream.server.errors import ApiError, error_body
 from hyprstream.server.live import LiveConfig
+from hyprstream.server.sse import encode
 from hyprstream.server.tracing import Tracing, open_tracing
 
 log = logging.getLogger(__name__)
@@ -179,8 +183,8 @@ async def _serve(
     verifier: Verifier | None,
     tracing: Tracing | None,
 ) -> int | None:
-    async with running as runtime:
-        app = build_app(runtime, verifier, live, tracing)
+    async with running as runtime, Bases(runtime) as bases:
+        app = build_app(runtime, verifier, live, tracing, bases)
         server = _Server(uvicorn_config(app, settings.server))
         server.reload = functools.partial(_reload, live, server)
         port = listening.getsockname()[1]
@@ -218,7 +222,12 @@ def uvicorn_config(app: ASGIApp, config: ServerConfig) -> uvicorn.Config:
     """Say how uvicorn serves an application: HTTP/1.1 with limits, and nothing by its own mind."""
 
     def protocol(*arguments: Any, **options: Any) -> "TimedProtocol":
-        return TimedProtocol(*arguments, head_timeout_s=config.header_timeout_s, **options)
+        return TimedProtocol(
+            *arguments,
+            head_timeout_s=config.header_timeout_s,
+            max_connections=config.max_connections,
+            **options,
+        )
 
     def tls(_config: uvicorn.Config, make: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
         context = make()
@@ -236,7 +245,6 @@ def uvicorn_config(app: ASGIApp, config: ServerConfig) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        limit_concurrency=config.max_connections,
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, round(config.drain_s)),
         h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
@@ -246,6 +254,17 @@ def uvicorn_config(app: ASGIApp, config: ServerConfig) -> uvicorn.Config:
         ssl_cert_reqs=ssl.CERT_REQUIRED if config.tls_client_ca else ssl.CERT_NONE,
         ssl_context_factory=tls if config.tls_cert else None,
     )
+
+
+async def _refuse_connection(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer on a connection that is one too many."""
+    error = ApiError(
+        503,
+        "the server has as many connections as it takes",
+        code="too_many_connections",
+        headers={"Retry-After": "1", "Connection": "close"},
+    )
+    await error.response()(scope, receive, send)
 
 
 class _Server(uvicorn.Server):
@@ -286,12 +305,48 @@ class TimedProtocol(H11Protocol):
     """HTTP/1.1 whose heads have to arrive in time, so that slow ones hold no connection.
 
     Bodies and answers have times of their own, in `server/middleware.py` and `server/sse.py`.
+    What is refused here, before there is a request, is told in the form of all errors.
     """
 
-    def __init__(self, *arguments: Any, head_timeout_s: float, **options: Any) -> None:
+    def __init__(
+        self, *arguments: Any, head_timeout_s: float, max_connections: int, **options: Any
+    ) -> None:
         super().__init__(*arguments, **options)
+        self._served = self.app
+        self._max_connections = max_connections
         self._head_timeout_s = head_timeout_s
         self._head_timer: asyncio.TimerHandle | None = None
+
+    @override
+    def handle_events(self) -> None:
+        # Uvicorn's own bound would answer in plain text.
+        busy = len(self.connections) > self._max_connections
+        self.app = _refuse_connection if busy else self._served
+        super().handle_events()
+
+    @override
+    def send_400_response(self, msg: str) -> None:
+        if self.conn.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
+            self.transport.close()  # in the middle of an answer there is no place for another
+            return
+        status = getattr(sys.exception(), "error_status_hint", 400)
+        if status == 431:
+            message, code = f"the head has more than {_MAX_HEAD_BYTES} bytes", "head_too_large"
+        else:
+            message, code = "what came is no HTTP request", "invalid_http"
+        content = encode(error_body(status, message, code=code))
+        headers = [
+            ("content-type", "application/json"),
+            ("content-length", str(len(content))),
+            ("connection", "close"),
+        ]
+        for event in (
+            h11.Response(status_code=status, headers=headers),
+            h11.Data(data=content),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     @override
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn

@@ -15,12 +15,12 @@ from starlette.types import Receive, Scope, Send
 from typing_extensions import override
 
 from hyprstream.errors import HyprstreamError
-from hyprstream.server.errors import api_error, internal_error
+from hyprstream.server.errors import ApiError, api_error, internal_error
 
 log = logging.getLogger(__name__)
 
 DONE = b"data: [DONE]\n\n"
-_PING = b": ping\n\n"
+PING = b": ping\n\n"
 _HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
 
@@ -32,6 +32,17 @@ def encode(data: object) -> bytes:
 def event(data: Mapping[str, Any]) -> bytes:
     """Write one frame."""
     return b"data: " + encode(data) + b"\n\n"
+
+
+def named_event(data: Mapping[str, Any]) -> bytes:
+    """Write one frame that is called by its `type`."""
+    kind: str = data["type"]
+    return b"event: " + kind.encode() + b"\n" + event(data)
+
+
+def error_frame(error: ApiError) -> bytes:
+    """Write an error as the end of a stream, as OpenAI does."""
+    return event(error.body) + DONE
 
 
 class EventStream(Response):
@@ -46,6 +57,8 @@ class EventStream(Response):
         ping_s: After how much silence a comment is sent.
         write_timeout_s: How long a client may leave what it is sent unread.
         finish: Done at the end, whatever the end.
+        ping: What breaks a silence.
+        failed: Writes an error as the end of the stream.
     """
 
     media_type = "text/event-stream"
@@ -57,6 +70,8 @@ class EventStream(Response):
         ping_s: float,
         write_timeout_s: float,
         finish: Callable[[], Awaitable[None]],
+        ping: bytes = PING,
+        failed: Callable[[ApiError], bytes] = error_frame,
     ) -> None:
         super().__init__(headers=_HEADERS)
         del self.headers["content-length"]
@@ -64,6 +79,8 @@ class EventStream(Response):
         self._ping_s = ping_s
         self._write_timeout_s = write_timeout_s
         self._finish = finish
+        self._ping = ping
+        self._failed = failed
         self._sent_at = time.monotonic()
         self._is_sending = False
 
@@ -93,11 +110,11 @@ class EventStream(Response):
             async for frame in self._frames:
                 await self._send(send, frame)
         except HyprstreamError as error:
-            await self._send(send, event(api_error(error).body) + DONE)
+            await self._send(send, self._failed(api_error(error)))
         except Exception:
             # The status was sent long ago: an error is a frame like others.
             log.exception("an answer failed on its way")
-            await self._send(send, event(internal_error().body) + DONE)
+            await self._send(send, self._failed(internal_error()))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send(self, send: Send, frame: bytes) -> None:
@@ -115,7 +132,7 @@ class EventStream(Response):
                 log.info("a client left its answer unread")
                 return
             if not self._is_sending and silent_s >= self._ping_s:
-                await self._send(send, _PING)
+                await self._send(send, self._ping)
 
 
 async def _gone(receive: Receive) -> None:

@@ -2,15 +2,17 @@
 
 import asyncio
 import secrets
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from starlette.requests import Request
 
 from hyprstream.errors import InvalidReferenceError
-from hyprstream.refs import AdapterRef, ModelRef, RequestId
+from hyprstream.refs import AdapterRef, RequestId
 from hyprstream.runtime import Owner
+from hyprstream.runtime.bases import Bases, Serving
 from hyprstream.runtime.keys import Grant
 from hyprstream.runtime.runtime import Runtime
 from hyprstream.runtime.server_config import ServerConfig
@@ -27,13 +29,15 @@ class ServerState:
     """What the routes share.
 
     Attributes:
-        runtime: Serves.
+        runtime: Serves with the first model.
+        bases: All models.
         live: Settings.
         metrics: What is counted.
         started_at: Seconds since 1970.
     """
 
     runtime: Runtime
+    bases: Bases
     live: LiveConfig
     metrics: Metrics
     started_at: int
@@ -45,27 +49,34 @@ class ServerState:
 
     @property
     def model_name(self) -> str:
-        """What clients call the base model."""
-        return self.config.model_name or served_name(self.runtime.model.ref)
+        """What clients call the first model."""
+        return self.bases.first_name
 
     def adapter(self, model: str | None, grant: Grant) -> str | None:
-        """Return the reference of the adapter that a name of a model means.
+        """Return the reference of the adapter that a name of a model means; see `target`."""
+        return self.target(model, grant).adapter
 
-        `None` and the names of the base model mean the base model alone; `NAME`, `NAME@VERSION`,
-        `NAME:TAG` and any of them after `BASE:` mean an adapter.
+    def target(self, model: str | None, grant: Grant) -> "Target":
+        """Return what a name of a model means.
+
+        `None` is the first model. `BASE` is one of the models, `BASE:NAME` an adapter of it;
+        `NAME` is an adapter of the first. Adapters are `NAME`, `NAME@VERSION` or `NAME:TAG`.
 
         Raises:
             ApiError: It is no name, or that of an adapter that the key may not use (404: to
                 other callers there is no such adapter).
         """
-        names = self._base_names
-        if model is None or model in names:
-            return None
-        for prefix in names:
-            if model.startswith(f"{prefix}:"):
-                model = model.removeprefix(f"{prefix}:")
-                break
-        return str(self.allowed(model, grant))
+        if model is None:
+            return Target(base=self.bases.first_name, adapter=None)
+        base = self.bases.find(model)
+        if base is not None:
+            return Target(base=base, adapter=None)
+        # References have colons themselves: the longest beginning that is a model counts.
+        for end in reversed([n for n, letter in enumerate(model) if letter == ":"]):
+            base = self.bases.find(model[:end])
+            if base is not None:
+                return Target(base=base, adapter=str(self.allowed(model[end + 1 :], grant)))
+        return Target(base=self.bases.first_name, adapter=str(self.allowed(model, grant)))
 
     def allowed(self, adapter: str, grant: Grant) -> AdapterRef:
         """Read the reference of an adapter that the key may use.
@@ -81,18 +92,18 @@ class ServerState:
             raise unknown_model(adapter)
         return ref
 
-    @property
-    def _base_names(self) -> tuple[str, ...]:
-        """What the base model may be called: a path is no name for strangers."""
-        ref = self.runtime.model.ref
-        return (self.model_name,) if ModelRef.parse(ref).is_path else (self.model_name, ref)
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What a caller named.
 
-def served_name(ref: str) -> str:
-    """Return the last part of a reference, without the suffix of a file."""
-    parsed = ModelRef.parse(ref)
-    last = parsed.name.rstrip("/").rpartition("/")[2]
-    return last.removesuffix(".gguf").removesuffix(".safetensors") or "model"
+    Attributes:
+        base: One of the base models, as clients call it.
+        adapter: Reference of an adapter of it; None is the model alone.
+    """
+
+    base: str
+    adapter: str | None
 
 
 def unknown_model(name: str) -> ApiError:
@@ -117,24 +128,50 @@ def grant_of(request: Request) -> Grant:
     return grant
 
 
-def new_id(kind: str) -> RequestId:
+def new_id(prefix: str) -> RequestId:
     """Make the id of an answer, as `chatcmpl-...`."""
-    return RequestId(f"{kind}-{secrets.token_hex(12)}")
+    return RequestId(f"{prefix}{secrets.token_hex(12)}")
 
 
 def caller_of(
-    request: Request, kind: str, model: str | None, lora: str | None, *, learn: bool, user: str = ""
+    request: Request,
+    prefix: str,
+    model: str | None,
+    lora: str | None,
+    *,
+    learn: bool,
+    user: str = "",
 ) -> Caller:
     """Say who asks: the adapter of the path comes before the model of the body."""
     state, grant = state_of(request), grant_of(request)
-    adapter = state.adapter(model, grant) if lora is None else str(state.allowed(lora, grant))
+    target = state.target(model if lora is None else lora, grant)
+    if lora is not None and target.adapter is None:
+        raise unknown_model(lora)
     return Caller(
-        id=new_id(kind),
-        adapter=adapter,
+        id=new_id(prefix),
+        adapter=target.adapter,
         salt=grant.id,
         may_be_learnt=learn,
         owner=Owner(user=user, key=grant.id),
     )
+
+
+@asynccontextmanager
+async def serving(request: Request, model: str | None, lora: str | None) -> AsyncIterator[Serving]:
+    """Hold the base model that is asked for, loading it if need be.
+
+    Raises:
+        ApiError: There is none, or the client went away while it was loaded.
+        HyprstreamError: It cannot be loaded.
+    """
+    state = state_of(request)
+    name = state.target(model if lora is None else lora, grant_of(request)).base
+    async with AsyncExitStack() as held:
+        use = state.bases.use(name)
+        if name == state.bases.first_name:
+            yield await held.enter_async_context(use)
+        else:
+            yield await unless_gone(request, held.enter_async_context(use))
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:

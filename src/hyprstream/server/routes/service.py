@@ -24,7 +24,7 @@ async def ready(request: Request) -> Response:
     state = state_of(request)
     failure = state.runtime.failure
     if failure is not None:
-        return api_error(failure).response
+        return api_error(failure).response()
     return JSONResponse({"status": "ready", "model": state.model_name})
 
 

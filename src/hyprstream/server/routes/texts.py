@@ -3,19 +3,27 @@
 import base64
 import struct
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from hyprstream.errors import InvalidRequestError
+from hyprstream.runtime.answers import Answers
 from hyprstream.runtime.text import Completion
 from hyprstream.runtime.text_service import TextService
 from hyprstream.runtime.tools import plain_messages
 from hyprstream.server.access import Route
 from hyprstream.server.chunks import TextChunks, text_logprobs
 from hyprstream.server.errors import ApiError
-from hyprstream.server.routes.answering import answer_stream, answer_whole, head_of
+from hyprstream.server.routes.answering import (
+    Answering,
+    answer_stream,
+    answer_whole,
+    choices_record,
+    head_of,
+)
 from hyprstream.server.schemas.texts import (
     CompletionRequest,
     DetokenizeRequest,
@@ -23,7 +31,7 @@ from hyprstream.server.schemas.texts import (
     TokenizeRequest,
 )
 from hyprstream.server.sse import encode
-from hyprstream.server.state import caller_of, grant_of, state_of, unless_gone
+from hyprstream.server.state import caller_of, serving, state_of, unless_gone
 
 _KIND = "text_completion"
 
@@ -50,57 +58,62 @@ async def adapter_embed(request: Request, lora: str, body: EmbeddingRequest) -> 
 
 async def tokenize(request: Request, body: TokenizeRequest) -> Response:
     """Turn a text, or a chat, into the tokens that the model would be given."""
-    state = state_of(request)
-    state.adapter(body.model, grant_of(request))  # refuses what is no model
     if (body.prompt is None) == (body.messages is None):
         raise InvalidRequestError(
             "there is not one of prompt and messages", hint="Send one of the two."
         )
-    if body.prompt is not None:
-        if body.tools:
-            raise InvalidRequestError("a prompt has no tools", hint="Send messages instead.")
-        tokens = await state.runtime.text.tokens(body.prompt, add_special=body.add_special_tokens)
-    else:
-        tokens = await state.runtime.text.chat_tokens(
-            plain_messages([message.plain() for message in body.messages or []]),
-            tools=[tool.model_dump(exclude_none=True) for tool in body.tools or []] or None,
-            add_generation_prompt=body.add_generation_prompt,
-        )
-    context = state.runtime.model.context_length
+    async with serving(request, body.model, None) as base:
+        texts = base.runtime.text
+        if body.prompt is not None:
+            if body.tools:
+                raise InvalidRequestError("a prompt has no tools", hint="Send messages instead.")
+            tokens = await texts.tokens(body.prompt, add_special=body.add_special_tokens)
+        else:
+            tokens = await texts.chat_tokens(
+                plain_messages([message.plain() for message in body.messages or []]),
+                tools=[tool.model_dump(exclude_none=True) for tool in body.tools or []] or None,
+                add_generation_prompt=body.add_generation_prompt,
+            )
+        context = base.runtime.model.context_length
     return _json({"count": len(tokens), "max_model_len": context, "tokens": tokens})
 
 
 async def detokenize(request: Request, body: DetokenizeRequest) -> Response:
     """Turn tokens into text."""
-    state = state_of(request)
-    state.adapter(body.model, grant_of(request))
-    return _json({"prompt": await state.runtime.text.text(body.tokens)})
+    async with serving(request, body.model, None) as base:
+        return _json({"prompt": await base.runtime.text.text(body.tokens)})
 
 
 async def _complete(request: Request, body: CompletionRequest, lora: str | None) -> Response:
-    state = state_of(request)
-    texts = state.runtime.text
-    caller = caller_of(request, "cmpl", body.model, lora, learn=body.learn, user=body.spoken_by)
-    params = body.sampling(state.config)
-    start = texts.complete(body.prompts, params, caller, num_answers=body.n)
-    if body.stream:
-        return await answer_stream(
-            request,
-            start,
-            lambda answers: TextChunks(
-                head_of(state, caller, _KIND, answers),
-                body.n * len(body.prompts),
-                texts,
-                includes_usage=body.includes_usage,
-            ),
-        )
-    return await answer_whole(
-        request,
-        start,
-        _KIND,
-        caller,
-        lambda completions: _choices(completions, texts, logprobs=body.logprobs is not None),
-    )
+    caller = caller_of(request, "cmpl-", body.model, lora, learn=body.learn, user=body.spoken_by)
+    params = body.sampling(state_of(request).config)
+    async with AsyncExitStack() as held:
+        base = await held.enter_async_context(serving(request, body.model, lora))
+        texts = base.runtime.text
+        start = texts.complete(body.prompts, params, caller, num_answers=body.n)
+
+        def answering(answers: Answers) -> Answering:
+            head = head_of(base, caller, _KIND, answers)
+            return Answering(head=head, answers=answers, texts=texts)
+
+        if body.stream:
+            return await answer_stream(
+                request,
+                start,
+                lambda answers: TextChunks(
+                    answering(answers).head,
+                    body.n * len(body.prompts),
+                    texts,
+                    includes_usage=body.includes_usage,
+                ),
+                held,
+            )
+
+        def whole(answers: Answers) -> dict[str, Any]:
+            choices = _choices(answers.completions, texts, logprobs=body.logprobs is not None)
+            return choices_record(answering(answers), choices)
+
+        return await answer_whole(request, start, whole)
 
 
 def _choices(
@@ -118,26 +131,26 @@ def _choices(
 
 
 async def _embed(request: Request, body: EmbeddingRequest, lora: str | None) -> Response:
-    state = state_of(request)
-    model = state.runtime.model
-    caller = caller_of(request, "embd", body.model, lora, learn=False)
-    if body.dimensions not in (None, model.info.width):
-        raise ApiError(
-            400,
-            f"vectors of this model have {model.info.width} numbers",
-            code="unsupported_parameter",
-            param="dimensions",
-        )
-    work = state.runtime.text.embed(body.texts, caller, pooling=body.pooling)
-    embedded = await unless_gone(request, work)
-    state.metrics.tokens(embedded.num_tokens, 0)
+    caller = caller_of(request, "embd-", body.model, lora, learn=False)
+    async with serving(request, body.model, lora) as base:
+        width = base.runtime.model.info.width
+        if body.dimensions not in (None, width):
+            raise ApiError(
+                400,
+                f"vectors of this model have {width} numbers",
+                code="unsupported_parameter",
+                param="dimensions",
+            )
+        work = base.runtime.text.embed(body.texts, caller, pooling=body.pooling)
+        embedded = await unless_gone(request, work)
+        name = base.called(caller.adapter)
+    state_of(request).metrics.tokens(embedded.num_tokens, 0)
     packed = body.encoding_format == "base64"
     data = [
         {"object": "embedding", "index": n, "embedding": _packed(vector) if packed else vector}
         for n, vector in enumerate(embedded.vectors)
     ]
     usage = {"prompt_tokens": embedded.num_tokens, "total_tokens": embedded.num_tokens}
-    name = caller.adapter or state.model_name
     return _json({"object": "list", "data": data, "model": name, "usage": usage})
 
 

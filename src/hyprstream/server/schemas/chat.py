@@ -1,14 +1,16 @@
 """Bodies of `/v1/chat/completions`."""
 
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from hyprstream.errors import InvalidRequestError
 from hyprstream.runtime import SamplingParams
 from hyprstream.runtime.server_config import ServerConfig
 from hyprstream.runtime.tools import ToolUse
+from hyprstream.server.errors import validation_error
 from hyprstream.server.schemas.sampling import (
     Format,
     Sampling,
@@ -17,8 +19,8 @@ from hyprstream.server.schemas.sampling import (
     grammar_of,
 )
 
-_MAX_MESSAGES = 4096
-_MAX_TOOLS = 128
+MAX_MESSAGES = 4096
+MAX_TOOLS = 128
 
 ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 
@@ -51,7 +53,7 @@ class Message(Strict):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | Annotated[list[TextPart], Field(max_length=256)] | None = None
     name: Annotated[str, Field(max_length=256)] | None = None
-    tool_calls: Annotated[list[Call], Field(max_length=_MAX_TOOLS)] | None = None
+    tool_calls: Annotated[list[Call], Field(max_length=MAX_TOOLS)] | None = None
     tool_call_id: Annotated[str, Field(max_length=256)] | None = None
     reasoning_content: str | None = None
 
@@ -112,12 +114,12 @@ class TemplateVariables(Strict):
 class ChatRequest(Sampling):
     """A chat, and how it is to be answered."""
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=_MAX_MESSAGES)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: Format | None = None
-    tools: Annotated[list[Tool], Field(max_length=_MAX_TOOLS)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     modalities: list[Literal["text"]] | None = None
@@ -167,3 +169,15 @@ class ChatRequest(Sampling):
                 tools=tools, choice="named", name=choice.function.name, parallel=parallel
             )
         return ToolUse(tools=tools, choice=choice, parallel=parallel)
+
+
+def as_chat(fields: Mapping[str, Any]) -> ChatRequest:
+    """Make a chat of what another protocol asks for.
+
+    Raises:
+        ApiError: As a chat it cannot be.
+    """
+    try:
+        return ChatRequest.model_validate(fields)
+    except ValidationError as error:
+        raise validation_error(error.errors()) from None

@@ -4,11 +4,13 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from hyprstream.errors import InvalidRequestError
 from hyprstream.runtime import Grammar, SamplingParams
 from hyprstream.runtime.server_config import ServerConfig
+from hyprstream.server.errors import REFUSED
 
 _MAX_BIASES = 1024
 
@@ -32,6 +34,34 @@ class Strict(BaseModel):
     model_config = ConfigDict(
         extra="forbid", allow_inf_nan=False, hide_input_in_errors=True, protected_namespaces=()
     )
+
+
+def refusal(why: str) -> AfterValidator:
+    """Make a field one that is known, and refused whatever it asks for."""
+
+    def check(value: Any) -> Any:
+        if value not in (None, False):
+            raise PydanticCustomError(REFUSED, "{why}", {"why": why})
+        return value
+
+    return AfterValidator(check)
+
+
+def only(*known: str, why: str) -> BeforeValidator:
+    """Make what a `type` may be say why there is nothing else."""
+
+    def check(value: Any) -> Any:
+        if value is not None and value not in known:
+            raise PydanticCustomError(REFUSED, "{why}", {"why": why})
+        return value
+
+    return BeforeValidator(check)
+
+
+def kind_of(value: object) -> str | None:
+    """Return the `type` of something that may be one of several."""
+    kind = value.get("type") if isinstance(value, Mapping) else getattr(value, "type", None)
+    return kind if isinstance(kind, str) else None
 
 
 class StreamOptions(Strict):
@@ -75,7 +105,28 @@ class SchemaFormat(Strict):
 Format = Annotated[TextFormat | ObjectFormat | SchemaFormat, Field(discriminator="type")]
 
 
-class Sampling(Strict):
+class Extensions(Strict):
+    """Fields beyond those of a protocol, by the names that other servers have for them."""
+
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    typical_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = None
+    ignore_eos: bool | None = None
+    learn: bool = True
+    """False keeps the adapter from learning of this exchange, whatever its policy."""
+    seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
+    """Same seed, same answer. Answer i of several has seed + i; a negative one counts from 2^63."""
+
+    @property
+    def extensions(self) -> dict[str, Any]:
+        """Those that were given, for another body that has them."""
+        return self.model_dump(include=set(Extensions.model_fields), exclude_none=True)
+
+
+class Sampling(Extensions):
     """Fields of chats and completions alike."""
 
     model: Annotated[str, Field(max_length=512)] | None = None
@@ -89,20 +140,7 @@ class Sampling(Strict):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     logit_bias: Annotated[dict[str, Bias], Field(max_length=_MAX_BIASES)] | None = None
-    seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
-    """Same seed, same answer. Answer i of several has seed + i; a negative one counts from 2^63."""
     stop: ShortText | Annotated[list[ShortText], Field(max_length=16)] | None = None
-
-    # Beyond OpenAI's, by the names that other servers have for them.
-    top_k: Annotated[int, Field(ge=0)] | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    typical_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
-    min_tokens: Annotated[int, Field(ge=0)] | None = None
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = None
-    ignore_eos: bool | None = None
-    learn: bool = True
-    """False keeps the adapter from learning of this exchange, whatever its policy."""
 
     # Accepted and of no effect: see IGNORED.
     metadata: dict[str, Any] | None = None
