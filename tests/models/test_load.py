@@ -165,3 +165,14 @@ def test_a_foreign_quantisation_is_refused_by_name(folder):
 def test_a_context_that_the_model_does_not_have_is_refused(folder, context):
     with pytest.raises(InvalidSettingsError, match=f"context is {context}"):
         load(folder, context_length=context)
+
+
+def test_code_beside_a_model_is_not_run(folder, monkeypatch):
+    # `auto_map` names classes that transformers would import from the folder.
+    marker = folder / "it-ran"
+    (folder / "strange.py").write_text(f"open({str(marker)!r}, 'w').close()\nclass Model: pass\n")
+    names = {"AutoConfig": "strange.Model", "AutoModelForCausalLM": "strange.Model"}
+    edit_config(folder, auto_map=names, trust_remote_code=True)
+    monkeypatch.chdir(folder)
+    open_model(folder).load(device=CPU, dtype=torch.float32)
+    assert not marker.exists()
