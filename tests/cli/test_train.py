@@ -51,6 +51,7 @@ def test_training_tells_how_it_goes_and_prints_the_version(hyprstream, poet, tmp
     assert "EXACT ANSWERS" in shown.out
 
 
+@pytest.mark.slow
 def test_a_version_that_may_not_move_the_name_is_a_candidate(hyprstream, poet, tmp_path):
     data = write(tmp_path, *ROWS)
     result = hyprstream(
@@ -62,6 +63,7 @@ def test_a_version_that_may_not_move_the_name_is_a_candidate(hyprstream, poet, t
     assert info["version"].startswith(poet.partition("@")[2])
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on_and_resume_does(hyprstream, poet, tmp_path):  # noqa: ARG001
     data = write(tmp_path, *ROWS)
     long = ("--data", str(data), *QUICK[2:], "--steps", "4000", "--patience", "0")

@@ -173,6 +173,7 @@ def test_samples_become_a_version_that_can_be_taken_back(hyprstream, teller, tmp
     assert back.out.strip() == f"teller@{before[0][:12]}"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_rejected_version_is_explained_and_its_samples_can_wait_again(
     hyprstream, teller, monkeypatch

@@ -228,7 +228,7 @@ def play(model: Decoder, config, num_tokens: int, history) -> World:
 
 @pytest.mark.timeout(180)
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(config=configs, num_tokens=num_kv_tokens, history=histories)
 def test_any_schedule_gives_the_same_tokens(model, config, num_tokens, history):

@@ -77,4 +77,4 @@ class BankMachine(RuleBasedStateMachine):
 
 
 TestBank = BankMachine.TestCase
-TestBank.settings = settings(max_examples=50, deadline=None)
+TestBank.settings = settings(max_examples=30, deadline=None)

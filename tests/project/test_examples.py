@@ -64,8 +64,12 @@ def test_every_make_target_that_a_page_names_exists(page):
 
 @pytest.mark.parametrize(
     ("page", "tried_with"),
-    [(README, None), (TUTORIAL, README), (ADAPTERS, None), (LEARNING, None)],
-    ids=["README", "tutorial", "adapters", "learning"],
+    [
+        pytest.param(README, None, id="README"),
+        pytest.param(TUTORIAL, README, id="tutorial"),
+        pytest.param(ADAPTERS, None, id="adapters", marks=pytest.mark.slow),
+        pytest.param(LEARNING, None, id="learning", marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.timeout(400)
 @pytest.mark.usefixtures("default_model", "embedding_model")

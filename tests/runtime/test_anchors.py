@@ -132,6 +132,7 @@ def test_anchors_are_cut_to_what_a_batch_takes(tiny, adapters, home, tmp_path):
     assert 0 < told.report.num_tokens <= 32
 
 
+@pytest.mark.slow
 def test_a_held_run_goes_on_to_the_same_bits_from_the_same_anchors_alone(
     tiny, adapters, home, tmp_path
 ):

@@ -152,6 +152,7 @@ def world(test_data) -> World:
     return World(test_data)
 
 
+@pytest.mark.slow
 def test_a_good_set_is_published(world):
     published, reasons = learn(world, "encyclopedia", world.samples("encyclopedia", "good", 100))
     assert published, reasons

@@ -41,7 +41,7 @@ def test_an_adapter_is_made_shown_and_deleted(client, fresh):
     assert client.get(f"/v1/adapters/fresh@{fresh['version'][:8]}").json() == fresh
     for path in ("/v1/adapters", "/v1/lora/list"):
         names = [adapter["name"] for adapter in client.get(path).json()["data"]]
-        assert names == ["fresh", "poet", "team/clerk"]
+        assert {"fresh", "poet", "team/clerk"} <= set(names)  # and what other tests have made
     assert client.post("/v1/adapters", json={"name": "fresh"}).status_code == 409
     assert said(client, "fresh") == said(client, "model")  # it adds nothing yet
     stats = client.get("/v1/adapters/fresh/stats").json()

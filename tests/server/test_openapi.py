@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hyprstream.server.app import ROUTES
 
 LIMITS = settings(
-    max_examples=6,
+    max_examples=4,
     deadline=None,
     derandomize=True,
     database=None,

@@ -55,6 +55,7 @@ def finished(model: Decoder, weights: LoraWeights, config: FinishConfig, samples
     return finish.quantised(), reports
 
 
+@pytest.mark.slow
 def test_a_finish_beats_rounding_what_was_trained_as_long(test_data):
     opened = open_model(test_data / "stories260K" / "hf")
     model = opened.load(device=CPU, dtype=torch.float32)

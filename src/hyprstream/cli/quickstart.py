@@ -28,7 +28,7 @@ from hyprstream.cli.text import in_bytes, in_millions
 
 NAME = "quickstart"
 _BY = "hyprstream quickstart"
-_UNRELATED = "What is the capital of France?"
+_UNRELATED = "What is the capital of Japan?"
 _MAX_TOKENS = 40
 _FLOAT32_BYTES = 4
 _LEARNING_RATE = 1e-3

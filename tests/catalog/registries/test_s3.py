@@ -154,6 +154,7 @@ def test_without_keys_the_next_step_is_said(cache: ModelCache, endpoint: str):
     assert "AWS_ACCESS_KEY_ID" in caught.value.hint
 
 
+@pytest.mark.slow
 @needs_store
 def test_a_store_that_is_away_is_unreachable(cache: ModelCache, environ: Mapping[str, str]):
     with socket.socket() as free:

@@ -99,6 +99,7 @@ def same_ids(tokenizer, place):
     assert again.chat_templates == tokenizer.chat_templates
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["ggml-vocab-gpt-2", "ggml-vocab-llama-spm", "vocab-llama-bpe-own", "vocab-qwen2-own"]
 )

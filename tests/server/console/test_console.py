@@ -67,7 +67,13 @@ def test_what_is_said_of_an_answer_reaches_the_journal(visit, expect, console):
     cell.get_by_role("button", name="Good").click()
     expect(cell.get_by_text("the adapter does not learn")).to_be_visible()
     with console.client() as client:
+
+        def counted() -> tuple[int, int]:
+            samples = client.get("/v1/training/poet/status").json()["samples"]
+            return samples["waiting"] + samples["held_out"], samples["withdrawn"]
+
         client.post("/v1/training/poet/start", json={"learn": "feedback"}).raise_for_status()
+        before, withdrawn = counted()
         page.get_by_label("Message", exact=True).fill("And what do you do?")
         page.keyboard.press("Enter")
         cell = page.get_by_label("Answer of poet").nth(1)
@@ -83,12 +89,10 @@ def test_what_is_said_of_an_answer_reaches_the_journal(visit, expect, console):
         expect(text).to_have_count(0)
         expect(cell.get_by_text("kept, to")).to_be_visible()
         expect(cell.get_by_role("button", name="Correct")).to_be_focused()
-        samples = client.get("/v1/training/poet/status").json()["samples"]
-        assert samples["waiting"] + samples["held_out"] == 1
+        assert counted() == (before + 1, withdrawn)
         cell.get_by_role("button", name="Bad").click()
         expect(cell.get_by_text("nothing is learnt of this answer")).to_be_visible()
-        samples = client.get("/v1/training/poet/status").json()["samples"]
-        assert (samples["waiting"] + samples["held_out"], samples["withdrawn"]) == (0, 1)
+        assert counted() == (before, withdrawn + 1)
         client.post("/v1/training/poet/stop").raise_for_status()
     assert page.get_by_label("Answer of model").get_by_role("button").count() == 0
 
