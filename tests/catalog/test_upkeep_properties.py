@@ -208,4 +208,4 @@ class Upkeep(RuleBasedStateMachine):
 
 
 TestUpkeep = Upkeep.TestCase
-TestUpkeep.settings = settings(max_examples=20, stateful_step_count=12, deadline=None)
+TestUpkeep.settings = settings(max_examples=12, stateful_step_count=12, deadline=None)

@@ -18,6 +18,7 @@ def history(hyprstream) -> list[dict]:
     return json.loads(hyprstream("lora", "history", "quickstart", "--format", "json").out)
 
 
+@pytest.mark.slow
 def test_the_story_is_told_to_its_end_and_begins_anew(quickstart, hyprstream):
     result = quickstart()
     assert result.code == 0, result.err

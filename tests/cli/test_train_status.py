@@ -91,6 +91,7 @@ def test_nothing_to_stop_is_said(hyprstream, poet):  # noqa: ARG001
     assert hyprstream(*TRAIN, "stop", "nobody").code == 3
 
 
+@pytest.mark.slow
 def test_a_training_on_files_is_stopped_and_can_go_on(hyprstream, poet, tmp_path):  # noqa: ARG001
     rows = ({"prompt": f"say {n}", "completion": " aaaa"} for n in range(40))
     options = ("--batch-tokens", "200", "--steps", "9000", "--patience", "0", "--base-pull", "0")

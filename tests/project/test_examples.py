@@ -66,7 +66,7 @@ def test_every_make_target_that_a_page_names_exists(page):
     ("page", "tried_with"),
     [
         pytest.param(README, None, id="README"),
-        pytest.param(TUTORIAL, README, id="tutorial"),
+        pytest.param(TUTORIAL, README, id="tutorial", marks=pytest.mark.slow),
         pytest.param(ADAPTERS, None, id="adapters", marks=pytest.mark.slow),
         pytest.param(LEARNING, None, id="learning", marks=pytest.mark.slow),
     ],

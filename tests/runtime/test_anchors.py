@@ -54,6 +54,7 @@ def plan_of(folder, steps: int, **train) -> TrainingPlan:
     )
 
 
+@pytest.mark.slow
 def test_anchors_follow_from_the_model_and_the_seed(tiny, anchors):
     assert anchors_for(tiny) == anchors
     other = anchors_for(tiny, seed=1)

@@ -190,6 +190,7 @@ def test_a_server_that_does_not_learn_says_so(home, tmp_path):
         assert client.get("/v1/training/poet/status").status_code == 200
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(170)
 def test_corrections_become_a_version_or_are_told_why_not(tmp_path):
     """The whole way over HTTP: feedback, the loop beside serving, a decision and its numbers."""

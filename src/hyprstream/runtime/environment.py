@@ -90,8 +90,17 @@ def _dtype() -> Check:
 
 
 def _kernels() -> Check:
-    if open_kernels() is not None:
-        return Check(name="kernels", status="ok", detail="compiled for this machine")
+    kernels = open_kernels()
+    if kernels is not None and kernels.packed_is_fast():
+        return Check(
+            name="kernels", status="ok", detail="compiled; they multiply quantised weights"
+        )
+    if kernels is not None:
+        return Check(
+            name="kernels",
+            status="ok",
+            detail="compiled; without AVX512_VNNI torch multiplies quantised weights",
+        )
     return Check(
         name="kernels",
         status="warn",
