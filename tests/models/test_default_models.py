@@ -140,4 +140,4 @@ def test_a_quantised_gguf_of_the_encoder_is_close(test_data, embedding_model):
     texts = ["A cat sat.", "Quite another sentence."]
     exact = Model.load(embedding_model, dtype="float32").embed(texts)
     quantised = Model.load(Path(file)).embed(texts)
-    assert (exact * quantised).sum(axis=1).min() > 0.998  # its rows are rounded to 8 bits, too
+    assert (exact * quantised).sum(axis=1).min() > 0.999

@@ -60,18 +60,20 @@ def quantize(weight: Float[Tensor, "O I"], to: Quantization) -> Weight:
     return build_tiles((num_rows, width), bits, to, encode)
 
 
-def for_compute(weight: Weight, dtype: torch.dtype) -> Weight:
+def for_compute(weight: Weight, dtype: torch.dtype, *, rounds_rows: bool = True) -> Weight:
     """Choose the storage in which `weight` computes best with activations of `dtype`.
 
-    Dense weights take the dtype. In bf16, blocks are repacked for the CPU's 4-bit kernel
-    where there is one: codes stay the same (but for Q6_K), scales become bf16, which is as
-    exact as bf16 weights are. Tiles take at most 1.65 times the memory of their blocks, for
+    Dense weights take the dtype. In bf16 on a CPU blocks are repacked, for the native kernels
+    where these are fast (`packed.py`: rows are rounded to 8 bits), else for torch's 4-bit
+    kernel: codes stay the same (but for Q6_K), scales become bf16, which is as exact as bf16
+    weights are. Tiles take at most 1.65 times the memory of their blocks, for
     Q5_0, Q5_1 and Q5_K, whose codes they hold in 8 bits; a product with one row is 14 times
     faster for it. Otherwise blocks stay as they are, and exact.
 
     Args:
         weight: A weight as it was loaded.
         dtype: Dtype of the activations.
+        rounds_rows: Whether products may round their rows to 8 bits.
     """
     if isinstance(weight, DenseWeight):
         return DenseWeight(weight.tensor.to(dtype))
@@ -79,7 +81,7 @@ def for_compute(weight: Weight, dtype: torch.dtype) -> Weight:
         return weight
     if dtype != torch.bfloat16:
         return weight
-    if packed.is_fast():
+    if rounds_rows and packed.is_fast():
         return _pack_blocks(weight)
     if weight.kind not in _TILED_BITS or not kernel_is_available():
         return weight
