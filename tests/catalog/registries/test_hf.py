@@ -208,7 +208,7 @@ def test_what_is_not_there_is_told_apart(
         ("/api/models", Fault(status=429, headers={"Retry-After": "7"}), RateLimitedError),
         ("/api/models", Fault(content=b"<html>"), RegistryAnswerError),
         ("/api/models", Fault(reset=True, cut_at=3), RegistryUnreachableError),
-        ("/lfs/", Fault(reset=True, cut_at=1 << 20), RegistryUnreachableError),
+        ("/lfs/", Fault(reset=True, cut_at=1 << 10), RegistryUnreachableError),
         ("/lfs/", Fault(content=bytes(3 << 20)), ChecksumMismatchError),
         ("/lfs/", Fault(content=bytes(1 << 20)), ChecksumMismatchError),
         ("/lfs/", Fault(endless=True), ChecksumMismatchError),
