@@ -1,9 +1,13 @@
 """The compiled kernels, from Python: addresses and sizes, nothing else."""
 
 import ctypes
+import os
 from collections.abc import Mapping
+from enum import IntEnum
 from pathlib import Path
 from typing import Any, Literal
+
+from hyprstream.errors import InvalidSettingsError
 
 FILE = Path(__file__).with_name("libnative.so")
 """Where the installation puts what it compiles from the C++ files."""
@@ -13,6 +17,23 @@ Kind = Literal[0, 1]
 
 KINDS: Mapping[str, Kind] = {"float32": 0, "bfloat16": 1}
 """By the name of their dtype in torch."""
+
+
+INSTRUCTIONS_VARIABLE = "HYPRSTREAM_INSTRUCTIONS"
+"""Environment variable that names the widest instructions that may be used."""
+
+
+class Instructions(IntEnum):
+    """What computes products, from the plainest to the widest: `Instructions` of instructions.h.
+
+    Whichever do, results are the same to the last bit. `PLAIN` is there to be compared with;
+    torch is faster.
+    """
+
+    PLAIN = 0
+    AVX2 = 1
+    AVX_VNNI = 2
+    AVX512 = 3
 
 
 class PackedMatrix(ctypes.Structure):
@@ -29,8 +50,24 @@ class PackedMatrix(ctypes.Structure):
     )
 
 
+class DenseMatrix(ctypes.Structure):
+    """What the kernels know of a weight in bfloat16: `Dense` of dense.h."""
+
+    _fields_ = (
+        ("weights", ctypes.c_void_p),
+        ("outputs", ctypes.c_int64),
+        ("inputs", ctypes.c_int64),
+    )
+
+
 class Kernels:
-    """What the C++ files offer. Nothing is checked: whoever calls knows that sizes are right."""
+    """What the C++ files offer. Nothing is checked: whoever calls knows that sizes are right.
+
+    Attributes:
+        available: The widest instructions that this processor has.
+        instructions: Those that products are to use: `available`, or fewer where the
+            environment says so.
+    """
 
     def __init__(self, library: ctypes.CDLL) -> None:
         pointer, size, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
@@ -60,10 +97,33 @@ class Kernels:
         """Products with up to three `PackedMatrix`: see `quantised.cpp`."""
         self.packed_rows = _function(library, "packed_rows", size, pointer, size, size, pointer)
         """A `PackedMatrix` as numbers: see `quantised.cpp`."""
-        self.packed_is_fast = _function(library, "packed_is_fast", result=size)
-        """1 if this processor has the instructions that the products are written for."""
+        self.dense_products = _function(
+            library, "dense_products", size, pointer, *[size] * 3, *[pointer] * 6
+        )
+        """Products with up to three `DenseMatrix`: see `dense.cpp`."""
         self.multiplies_bfloat16 = _function(library, "multiplies_bfloat16", result=size)
         """1 if this processor's products of bfloat16 are worth while, AMX left aside."""
+        self.available = Instructions(_function(library, "instructions", result=size)())
+        self.instructions = min(self.available, _allowed())
+
+    @property
+    def packed_is_fast(self) -> bool:
+        """Whether there are instructions that the products of `PackedMatrix` are written for."""
+        return self.instructions >= Instructions.AVX512
+
+
+def _allowed() -> Instructions:
+    name = os.environ.get(INSTRUCTIONS_VARIABLE, "")
+    if not name:
+        return max(Instructions)
+    try:
+        return Instructions[name.upper()]
+    except KeyError:
+        names = ", ".join(each.name.lower() for each in Instructions)
+        raise InvalidSettingsError(
+            f"{INSTRUCTIONS_VARIABLE} is {name!r}, which is none of {names}",
+            hint=f"Unset {INSTRUCTIONS_VARIABLE}: what the processor has is found out by itself.",
+        ) from None
 
 
 def _function(

@@ -7,14 +7,10 @@
 #include <cmath>
 #include <vector>
 
+#include "instructions.h"
 #include "packed.h"
 #include "pool.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#include <immintrin.h>
-#define HAS_VNNI 1
-#define VNNI __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,f16c")))
-#endif
 
 namespace {
 
@@ -145,12 +141,12 @@ void plain_product(const Packed& w, const uint8_t* tile, int64_t num_tiles, cons
 
 // --- One tile, with instructions that multiply four bytes at a time ---
 
-#ifdef HAS_VNNI
+#ifdef HAS_AVX
 
 // Chains of products are short of registers to wait in: two tiles by four rows keep the
 // multipliers busier than one by eight.
 template <int64_t kBits, int64_t kGroup, bool kAffine, int64_t kTiles, int64_t kRows>
-VNNI inline __attribute__((always_inline)) void vnni_rows(const Packed& w, const uint8_t* tile,
+AVX512 inline __attribute__((always_inline)) void vnni_rows(const Packed& w, const uint8_t* tile,
                                                           const Codes& x, int64_t row, float* y) {
     constexpr int64_t kQuads = kGroup / kQuad;
     constexpr int64_t kCodeBytes = kTile * kGroup * kBits / 8;
@@ -225,7 +221,7 @@ VNNI inline __attribute__((always_inline)) void vnni_rows(const Packed& w, const
 }
 
 template <int64_t kBits, int64_t kGroup, bool kAffine, int64_t kTiles>
-VNNI void vnni_tiles(const Packed& w, const uint8_t* tile, const Codes& x, int64_t num_rows,
+AVX512 void vnni_tiles(const Packed& w, const uint8_t* tile, const Codes& x, int64_t num_rows,
                      float* y) {
     int64_t row = 0;
     for (; row + 4 <= num_rows; row += 4)
@@ -238,7 +234,7 @@ VNNI void vnni_tiles(const Packed& w, const uint8_t* tile, const Codes& x, int64
 }
 
 template <int64_t kBits, int64_t kGroup, bool kAffine>
-VNNI void vnni_product(const Packed& w, const uint8_t* tile, int64_t num_tiles, const Codes& x,
+AVX512 void vnni_product(const Packed& w, const uint8_t* tile, int64_t num_tiles, const Codes& x,
                        int64_t num_rows, float* y) {
     if (num_tiles == 2)
         vnni_tiles<kBits, kGroup, kAffine, 2>(w, tile, x, num_rows, y);
@@ -251,9 +247,9 @@ VNNI void vnni_product(const Packed& w, const uint8_t* tile, int64_t num_tiles, 
 // Multiplies one or two neighbouring tiles: y is rows x tiles x 16.
 typedef void (*TileProduct)(const Packed&, const uint8_t*, int64_t, const Codes&, int64_t, float*);
 
-TileProduct choose(const Packed& w, bool plain) {
-#ifdef HAS_VNNI
-    if (!plain && __builtin_cpu_supports("avx512vnni")) {
+TileProduct choose(const Packed& w, int64_t instructions) {
+#ifdef HAS_AVX
+    if (instructions >= kAvx512) {
         if (w.bits == 4 && w.group == 32)
             return w.affine() ? vnni_product<4, 32, true> : vnni_product<4, 32, false>;
         if (w.bits == 4) return w.affine() ? vnni_product<4, 16, true> : vnni_product<4, 16, false>;
@@ -297,9 +293,9 @@ void tiles_product(const Packed& w, const Codes& x, int64_t num_rows, int64_t ki
                     w.outputs);
 }
 
-void product(const Packed& w, const Codes& x, int64_t num_rows, int64_t kind, void* y, bool plain,
-             int64_t threads) {
-    const TileProduct multiply = choose(w, plain);
+void product(const Packed& w, const Codes& x, int64_t num_rows, int64_t kind, void* y,
+             int64_t instructions, int64_t threads) {
+    const TileProduct multiply = choose(w, instructions);
     const int64_t tiles = (w.outputs + kTile - 1) / kTile;
     const int64_t work = w.inputs * kTile * 2 * num_rows;  // of a pair of tiles
     const int64_t grain = work < kWorkOfPiece ? kWorkOfPiece / work : 1;
@@ -369,32 +365,14 @@ EVERY_PROCESSOR void unpack_bfloats(const Packed& w, int64_t first, int64_t last
 
 extern "C" {
 
-// Tell whether products with packed weights are fast on this processor.
-int64_t hyprstream_packed_is_fast() {
-#ifdef HAS_VNNI
-    return __builtin_cpu_supports("avx512vnni") ? 1 : 0;
-#else
-    return 0;
-#endif
-}
-
-// Tell whether vectors of bfloat16 are multiplied faster than those of float: on AMD's
-// processors they are, on Intel's the instructions are there and as slow as the others.
-int64_t hyprstream_multiplies_bfloat16() {
-#ifdef HAS_VNNI
-    return __builtin_cpu_is("amd") && __builtin_cpu_supports("avx512bf16") ? 1 : 0;
-#else
-    return 1;
-#endif
-}
-
 // y = x W^T for up to three matrices of equally many inputs: w[i] gives y[i], null ends the list.
 //
-// x: num_rows x inputs. y: num_rows x outputs, written. All of one kind of number. `plain`
-// computes with the plainest instructions: the reference of the others.
+// x: num_rows x inputs. y: num_rows x outputs, written. All of one kind of number.
+// `instructions`: which, of those that the processor has; the plainest are the reference.
 void hyprstream_packed_products(int64_t kind, const void* x, int64_t num_rows, int64_t threads,
-                                int64_t plain, const Packed* w0, void* y0, const Packed* w1, void* y1,
-                                const Packed* w2, void* y2) {
+                                int64_t instructions, const Packed* w0, void* y0,
+                                const Packed* w1, void* y1, const Packed* w2, void* y2) {
+    if (num_rows < 1) return;
     thread_local Buffers buffers;
     const Packed* weights[] = {w0, w1, w2};
     void* results[] = {y0, y1, y2};
@@ -404,7 +382,7 @@ void hyprstream_packed_products(int64_t kind, const void* x, int64_t num_rows, i
         if (!last || last->group != w.group || last->zero != w.zero)
             buffers.round(kind, x, num_rows, w, threads);
         last = &w;
-        product(w, buffers.view(), num_rows, kind, results[i], plain != 0, threads);
+        product(w, buffers.view(), num_rows, kind, results[i], instructions, threads);
     }
 }
 

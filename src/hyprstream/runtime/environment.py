@@ -91,7 +91,7 @@ def _dtype() -> Check:
 
 def _kernels() -> Check:
     kernels = open_kernels()
-    if kernels is not None and kernels.packed_is_fast():
+    if kernels is not None and kernels.packed_is_fast:
         return Check(
             name="kernels", status="ok", detail="compiled; they multiply quantised weights"
         )

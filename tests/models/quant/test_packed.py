@@ -1,13 +1,16 @@
 """Packed weights: what the native kernels compute, against float64 and against themselves."""
 
+from itertools import product
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from hyprstream.kernels.native import Instructions
 from hyprstream.models import native
-from hyprstream.models.quant import PackedWeight, packed
+from hyprstream.models.quant import PackedWeight, multiply_all, packed
 from hyprstream.models.quant.groups import Groups
 from hyprstream.models.quant.packed import Form
 
@@ -107,11 +110,12 @@ def test_any_instructions_and_threads_give_the_same_bits(
     assert kernels is not None
     for rows in (x, x.float()):
         results = []
-        for threads, plain in ((1, 0), (2, 0), (3, 0), (1, 1), (2, 1)):
+        every = [each for each in Instructions if each <= kernels.available]
+        for threads, instructions in product((1, 3), every):
             y = rows.new_empty(len(rows), weight.shape[0])
             kind = native.kind_of(rows)
             ends = [weight.address, y.data_ptr(), None, None, None, None]
-            how = kind, rows.data_ptr(), len(rows), threads, plain
+            how = kind, rows.data_ptr(), len(rows), threads, instructions
             kernels.packed_products(*how, *ends)
             results.append(y)
         assert all(torch.equal(results[0], other) for other in results[1:])
@@ -128,7 +132,7 @@ def test_a_row_does_not_depend_on_others_nor_on_other_weights(
     for i in range(len(x)):
         assert torch.equal(weight.matmul(x[i : i + 1]), y[i : i + 1])
     if other[0].shape[1] == weight.shape[1]:
-        together = packed.multiply_all([other[0], weight, other[0]], x)
+        together = multiply_all([other[0], weight, other[0]], x)
         assert together is not None
         assert torch.equal(together[1], y)
         assert torch.equal(together[0], together[2])

@@ -5,8 +5,9 @@ Quantised weights stay quantised in memory. All are constants with one protocol,
 
 from hyprstream.models.quant.blocks import FORMATS, BlockFormat
 from hyprstream.models.quant.convert import Quantization, for_compute, quantize
-from hyprstream.models.quant.packed import PackedWeight, multiply_all
+from hyprstream.models.quant.packed import PackedWeight
 from hyprstream.models.quant.tiles import TiledWeight
+from hyprstream.models.quant.together import multiply_all
 from hyprstream.models.quant.weight import BlockWeight, DenseWeight, Weight
 
 __all__ = [

@@ -6,9 +6,8 @@ the reader. Products in bfloat16 round their inputs to 8 bits, each group of 16 
 scale of its own; all others use exactly the values that the codes stand for.
 """
 
-import ctypes
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,17 +15,16 @@ from jaxtyping import Float, Float32, Int, Int8, UInt8
 from torch import Tensor
 
 from hyprstream.kernels.native import KINDS, PackedMatrix
-from hyprstream.models.native import kernels, kind_of
+from hyprstream.models.native import kernels
 from hyprstream.models.quant import products
 from hyprstream.models.quant.groups import Groups
-from hyprstream.models.quant.weight import Weight
+from hyprstream.models.quant.together import NativeWeight, multiply_all
 
 TILE = 16
 """Outputs that lie side by side."""
 
 _QUAD = 4
 _HALF_BYTES = 2
-_MAX_WEIGHTS = 3
 # Scales are halves times a power of two that brings the largest close to the largest half.
 _TOP_EXPONENT = 14
 
@@ -56,14 +54,12 @@ class Form:
         return self.code_bytes + TILE * _HALF_BYTES * (1 if self.zero is not None else 2)
 
 
-class PackedWeight:
+class PackedWeight(NativeWeight):
     """A weight in the layout of the native kernels. Constant, safe to read from any thread.
 
     Attributes:
         kind: Name of the format that the weight had, for people.
         shape: Logical shape (O, I); I is a multiple of the group.
-        is_local: Whether it is in memory that the kernels read.
-        address: Of its `PackedMatrix`, for the kernels.
     """
 
     def __init__(
@@ -90,9 +86,8 @@ class PackedWeight:
         self.shape = shape
         self.kind = kind
         zero = -1 if form.zero is None else form.zero
-        self._matrix = PackedMatrix(tiles.data_ptr(), *shape, form.bits, form.group, zero, factor)
-        self.is_local = tiles.device.type == "cpu"
-        self.address = ctypes.addressof(self._matrix)
+        data = tiles.data_ptr() if tiles.device.type == "cpu" else None
+        super().__init__(PackedMatrix(data, *shape, form.bits, form.group, zero, factor), data)
 
     @property
     def size_bytes(self) -> int:
@@ -193,33 +188,10 @@ def factor_for(largest: float) -> float:
     return math.ldexp(1.0, max(exponent, -100))
 
 
-def multiply_all(
-    weights: Sequence[Weight], x: Float[Tensor, "T I"]
-) -> list[Float[Tensor, "T _"]] | None:
-    """Multiply with up to three weights at once; None where that is not for the kernel."""
-    native = kernels()
-    if native is None or x.dtype != torch.bfloat16 or kind_of(x) is None:
-        return None
-    x = x.contiguous()
-    num_rows = x.shape[0]
-    results: list[Tensor] = []
-    addresses: list[int | None] = []
-    for weight in weights:
-        if not isinstance(weight, PackedWeight) or not weight.is_local:
-            return None
-        y = x.new_empty(num_rows, weight.shape[0])
-        results.append(y)
-        addresses += [weight.address, y.data_ptr()]
-    addresses += [None] * (2 * _MAX_WEIGHTS - len(addresses))
-    threads = torch.get_num_threads()
-    native.packed_products(KINDS["bfloat16"], x.data_ptr(), num_rows, threads, 0, *addresses)
-    return results
-
-
 def is_fast() -> bool:
     """Tell whether this processor multiplies packed weights faster than it unpacks them."""
     native = kernels()
-    return native is not None and bool(native.packed_is_fast())
+    return native is not None and native.packed_is_fast
 
 
 def _number(dtype: torch.dtype) -> int | None:

@@ -76,11 +76,11 @@ def prefers_float32(x: Tensor) -> bool:
     """Tell whether rows in bfloat16 are multiplied sooner, and more exactly, as float32."""
     if x.dtype != torch.bfloat16 or x.device.type != "cpu":
         return False
-    return not _bfloat16_is_fast()
+    return not bfloat16_is_fast()
 
 
 @cache
-def _bfloat16_is_fast() -> bool:
+def bfloat16_is_fast() -> bool:
     """Tell whether the processor multiplies matrices of bfloat16 faster than of float32.
 
     Measured on large matrices, GFLOP/s of one core: an Intel processor whose AMX is hidden 74

@@ -13,8 +13,10 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from hyprstream.errors import UnsupportedFormatError
+from hyprstream.kernels.native import DenseMatrix
 from hyprstream.models.quant import products
 from hyprstream.models.quant.blocks import FORMATS
+from hyprstream.models.quant.together import NativeWeight, multiply_all
 
 # Up to here converting a weight takes longer than it saves.
 _FEW_ROWS = 64
@@ -72,11 +74,14 @@ class Weight(Protocol):
         ...
 
 
-class DenseWeight:
+class DenseWeight(NativeWeight):
     """A weight stored as it is computed with; inputs have its dtype."""
 
     def __init__(self, tensor: Float[Tensor, "O I"]) -> None:
         self.tensor = tensor.detach()
+        is_for_kernel = tensor.dtype == torch.bfloat16 and tensor.device.type == "cpu"
+        data = tensor.data_ptr() if is_for_kernel and tensor.is_contiguous() else None
+        super().__init__(DenseMatrix(data, *tensor.shape), data)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -101,6 +106,9 @@ class DenseWeight:
 
     def matmul(self, x: Float[Tensor, "*T I"]) -> Float[Tensor, "*T O"]:
         """Return x W^T, differentiable in `x`."""
+        together = multiply_all((self,), x) if x.ndim == 2 else None
+        if together is not None:
+            return together[0]
         is_one_row = x.ndim == 2 and x.shape[0] == 1
         if is_one_row and x.dtype == torch.bfloat16 and x.device.type == "cpu":
             # Same result as F.linear, 1.2 to 1.6 times as fast (torch 2.13, AMX processor).
