@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 
+from hyprstream.kernels.native import Instructions, open_kernels
 from hyprstream.runtime.environment import Check, environment_report
 from hyprstream.runtime.settings import ModelSettings, Settings
 
@@ -43,6 +44,17 @@ def test_a_model_that_is_here_is_found(settings, tmp_path):
     model = ModelSettings(ref=str(tmp_path / "model.gguf"))
     check = report(settings.model_copy(update={"model": model}))["default model"]
     assert (check.status, str(tmp_path) in check.detail) == ("ok", True)
+
+
+def test_instructions_that_the_environment_narrows_are_warned_of(settings, monkeypatch):
+    kernels = open_kernels()
+    if kernels is None or kernels.available == Instructions.PLAIN:
+        pytest.skip("no kernels were compiled, or there is nothing to narrow")
+    assert "the widest" in report(settings)["kernels"].detail
+    monkeypatch.setenv("HYPRSTREAM_INSTRUCTIONS", "plain")
+    check = report(settings)["kernels"]
+    assert (check.status, "left to torch" in check.detail) == ("warn", True)
+    assert "Unset HYPRSTREAM_INSTRUCTIONS" in check.hint
 
 
 def test_more_threads_than_cores_are_warned_of(settings, monkeypatch):

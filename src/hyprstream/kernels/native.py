@@ -109,7 +109,7 @@ class Kernels:
     @property
     def packed_is_fast(self) -> bool:
         """Whether there are instructions that the products of `PackedMatrix` are written for."""
-        return self.instructions >= Instructions.AVX512
+        return self.instructions > Instructions.PLAIN
 
 
 def _allowed() -> Instructions:

@@ -16,12 +16,16 @@
 
 #include <cstdint>
 
+#include "instructions.h"
 #include "numbers.h"
 
 namespace {
 
 constexpr int64_t kTile = 16;     // outputs
 constexpr int64_t kQuad = 4;      // inputs that one instruction multiplies for each output
+constexpr int64_t kAhead = 8192;  // bytes that are fetched before they are needed
+
+}  // namespace
 
 // Laid out as `PackedMatrix` of native.py.
 struct Packed {
@@ -40,11 +44,13 @@ struct Packed {
 
 // Rows of activations in 8 bits: x is about code * scale, each group with a scale of its own.
 struct Codes {
-    const int8_t* codes;  // rows x inputs
-    const float* scales;  // rows x groups
-    const float* sums;    // rows x groups: of the codes, times the scale
-    const int32_t* zeros; // rows x groups: of the codes, times -zero; null where there are offsets
+    const int8_t* codes;   // rows x inputs
+    const float* scales;   // rows x groups
+    const float* sums;     // rows x groups: of the codes, times the scale
+    const int32_t* zeros;  // rows x groups: of the codes, times -zero; not for offsets
 };
+
+namespace {
 
 INLINE float half_value(uint16_t half) {
     // Exponents are moved by a product, which makes floats of the smallest halves as well.
@@ -56,3 +62,23 @@ INLINE float half_value(uint16_t half) {
 }
 
 }  // namespace
+
+// Multiplies one or two neighbouring tiles: y is rows x tiles x 16.
+typedef void (*TileProduct)(const Packed& w, const uint8_t* tile, int64_t num_tiles, const Codes& x,
+                            int64_t num_rows, float* y);
+
+// The function NAME that chooses among the products of a file.
+#define CHOOSE_PRODUCT(NAME)                                                                       \
+    TileProduct NAME(const Packed& w) {                                                            \
+        if (w.bits == 4 && w.group == 32)                                                          \
+            return w.affine() ? product<4, 32, true> : product<4, 32, false>;                      \
+        if (w.bits == 4) return w.affine() ? product<4, 16, true> : product<4, 16, false>;         \
+        if (w.group == 32) return w.affine() ? product<8, 32, true> : product<8, 32, false>;       \
+        return w.affine() ? product<8, 16, true> : product<8, 16, false>;                          \
+    }
+
+#ifdef HAS_AVX
+TileProduct avx2_product(const Packed& w);
+TileProduct avx_vnni_product(const Packed& w);
+TileProduct avx512_product(const Packed& w);
+#endif

@@ -28,7 +28,7 @@ def kernels() -> Kernels | None:
 
 def kind_of(x: Tensor) -> Kind | None:
     """Return what the numbers of `x` are for a kernel; None where torch has to compute."""
-    if x.device.type != "cpu" or (x.requires_grad and torch.is_grad_enabled()):
+    if not x.is_cpu or (x.requires_grad and torch.is_grad_enabled()):
         return None
     return _KINDS.get(x.dtype)
 

@@ -6,6 +6,7 @@ import torch
 
 from hyprstream.errors import InvalidSettingsError, UnsupportedError
 from hyprstream.models.load import OpenModel
+from hyprstream.models.native import kernels
 from hyprstream.runtime.settings import Device, Dtype
 
 # Options of glibc's mallopt(3).
@@ -31,16 +32,19 @@ def choose_device(device: Device) -> torch.device:
 
 
 def computes_bfloat16(device: torch.device) -> bool:
-    """Tell whether bfloat16 arithmetic is native, and so faster than float32."""
+    """Tell whether models in bfloat16 are faster than in float32: natively, or by our kernels."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
+    native = kernels()
+    if native is not None and native.packed_is_fast:
+        return True
     return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
 
 
 def choose_dtype(dtype: Dtype, device: torch.device, model: OpenModel) -> torch.dtype:
     """Pick the dtype of activations.
 
-    `auto` is float32 for models stored in float32, and where bfloat16 is not native;
+    `auto` is float32 for models stored in float32, and where bfloat16 is slower;
     bfloat16 for everything else. float16 models become bfloat16 on a CPU, which has no
     float16 arithmetic worth the name.
     """

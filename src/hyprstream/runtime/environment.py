@@ -6,7 +6,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 
 from hyprstream.errors import HyprstreamError
-from hyprstream.kernels.native import open_kernels
+from hyprstream.kernels.native import INSTRUCTIONS_VARIABLE, Instructions, open_kernels
 from hyprstream.refs import ModelRef
 from hyprstream.runtime.device import choose_device, computes_bfloat16
 from hyprstream.runtime.models import open_catalog
@@ -24,6 +24,12 @@ _GIB = 1 << 30
 # The default models take 0.2 GiB; below this, even those may not fit with their download.
 _LOW_DISK_BYTES = _GIB // 2
 _LOW_MEMORY_BYTES = 2 * _GIB
+_INSTRUCTIONS: Mapping[Instructions, str] = {
+    Instructions.PLAIN: "no vector instructions",
+    Instructions.AVX2: "AVX2",
+    Instructions.AVX_VNNI: "AVX_VNNI",
+    Instructions.AVX512: "AVX512_VNNI",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,33 +86,38 @@ def _processor() -> Check:
 def _dtype() -> Check:
     device = choose_device("auto")
     if computes_bfloat16(device):
-        return Check(name="dtype", status="ok", detail="bfloat16 is native; auto takes it")
+        return Check(name="dtype", status="ok", detail="bfloat16 is fast here; auto takes it")
     return Check(
         name="dtype",
         status="warn",
-        detail="bfloat16 is not native; auto takes float32",
-        hint="Prompts are read more slowly; nothing to do on this processor.",
+        detail="bfloat16 is slow here; auto takes float32",
+        hint="Prompts are read more slowly; see `kernels` below for what could help.",
     )
 
 
 def _kernels() -> Check:
     kernels = open_kernels()
-    if kernels is not None and kernels.packed_is_fast:
-        return Check(
-            name="kernels", status="ok", detail="compiled; they multiply quantised weights"
-        )
-    if kernels is not None:
+    if kernels is None:
         return Check(
             name="kernels",
-            status="ok",
-            detail="compiled; without AVX512_VNNI torch multiplies quantised weights",
+            status="warn",
+            detail="not compiled; answers are slower on the processor",
+            hint="Install a C++ compiler, then install hyprstream again.",
         )
-    return Check(
-        name="kernels",
-        status="warn",
-        detail="not compiled; answers are slower on the processor",
-        hint="Install a C++ compiler, then install hyprstream again.",
-    )
+    used = f"products take {_INSTRUCTIONS[kernels.instructions]}"
+    if not kernels.packed_is_fast:
+        used = "products are left to torch"
+    if kernels.instructions < kernels.available:
+        return Check(
+            name="kernels",
+            status="warn",
+            detail=f"compiled; {used}, because {INSTRUCTIONS_VARIABLE} says so",
+            hint=f"Unset {INSTRUCTIONS_VARIABLE} to take {_INSTRUCTIONS[kernels.available]}.",
+        )
+    why = "the widest that this processor has"
+    if not kernels.packed_is_fast:
+        why = "this processor has neither AVX512_VNNI nor AVX2"
+    return Check(name="kernels", status="ok", detail=f"compiled; {used}: {why}")
 
 
 def _threads() -> Check:
