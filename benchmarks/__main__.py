@@ -12,6 +12,7 @@ from benchmarks import (
     forgetting,
     http_layer,
     learning,
+    products,
     server_load,
     single_stream,
     sparsity,
@@ -23,6 +24,7 @@ from benchmarks import (
 
 BENCHMARKS = {
     "single_stream": single_stream.main,
+    "products": products.main,
     "engine": engine.main,
     "start_up": start_up.main,
     "vdb": vdb.main,
