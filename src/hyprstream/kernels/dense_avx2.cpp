@@ -21,8 +21,8 @@ INLINE AVX2 float total_of(__m256 low, __m256 high) {
 
 // One step: `stride` lies between the weights of two outputs.
 template <int64_t kOutputs, int64_t kRows>
-INLINE AVX2 void step(const uint16_t* weights, int64_t stride, const float* rows, int64_t row_stride,
-                      __m256 sums[kOutputs][kRows][2]) {
+INLINE AVX2 void step(const uint16_t* weights, int64_t stride, const float* rows,
+                      int64_t row_stride, __m256 sums[kOutputs][kRows][2]) {
 #pragma GCC unroll 2
     for (int64_t part = 0; part < 2; ++part)
 #pragma GCC unroll 2
