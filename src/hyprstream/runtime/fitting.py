@@ -7,12 +7,11 @@ as the request is answered. Keys and values are cached by version, so none are s
 
 import asyncio
 import secrets
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from hyprstream.errors import EngineStoppedError, InvalidRequestError, QueueFullError
 from hyprstream.lora.create import create
@@ -23,7 +22,7 @@ from hyprstream.runtime.adapted import load_adapter
 from hyprstream.runtime.adapters import EXACT, Adapters
 from hyprstream.runtime.exchange import spec_of
 from hyprstream.runtime.fitting_config import FittingConfig
-from hyprstream.runtime.fitting_request import Fit, Fitted
+from hyprstream.runtime.fitting_request import Fit, Fitted, FittingStats
 from hyprstream.runtime.lesson import run
 from hyprstream.runtime.model import Message, Model
 from hyprstream.store.manifest import Draft, SpecValue
@@ -38,9 +37,6 @@ _NAME = AdapterName("prompt")  # in a trainer of its own
 
 Result = TypeVar("Result")
 Pieces = Generator[None, None, Result]
-
-Ended = Literal["fitted", "failed"]
-"""How fitting ended; `failed` is whatever kept it from its end, the caller's leaving included."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,8 +104,7 @@ class Fitting:
         self._in_slices = in_slices
         self._weights: dict[VersionId, LoraWeights] = {}
         self._num_open = 0
-        self._ended: Counter[Ended] = Counter()
-        self._num_steps = 0
+        self._stats = FittingStats()
 
     @property
     def num_open(self) -> int:
@@ -117,14 +112,9 @@ class Fitting:
         return self._num_open
 
     @property
-    def ended(self) -> Mapping[Ended, int]:
-        """How often fitting ended how."""
-        return self._ended
-
-    @property
-    def num_steps(self) -> int:
-        """Optimizer steps of all that ended well."""
-        return self._num_steps
+    def stats(self) -> FittingStats:
+        """What it has come to since the process began."""
+        return replace(self._stats)
 
     def weights_of(self, version: VersionId) -> LoraWeights | None:
         """Return what a version adds, if it was fitted for a request; from any thread."""
@@ -178,10 +168,10 @@ class Fitting:
             try:
                 found = await self._make(version, adapter, fit, samples)
             except BaseException:
-                self._ended["failed"] += 1
+                self._stats.num_failed += 1
                 raise
-            self._ended["fitted"] += 1
-            self._num_steps += fit.steps
+            self._stats.num_fitted += 1
+            self._stats.num_steps += fit.steps
             yield found
         finally:
             self._num_open -= 1

@@ -39,3 +39,18 @@ class Fitted:
     loss_before: float
     loss_after: float
     kept: AdapterName | None
+
+
+@dataclass(slots=True)
+class FittingStats:
+    """What fitting to prompts has come to.
+
+    Attributes:
+        num_fitted: Requests that were fitted.
+        num_failed: Those that were not: it failed, or the caller went away before its end.
+        num_steps: Optimizer steps of the former.
+    """
+
+    num_fitted: int = 0
+    num_failed: int = 0
+    num_steps: int = 0
