@@ -13,6 +13,7 @@ from hyprstream.runtime.anchors import ANCHOR_SEED, anchors_for
 from hyprstream.runtime.exchange import spec_of
 from hyprstream.runtime.learners import Learner
 from hyprstream.runtime.learning_config import LearningConfig
+from hyprstream.runtime.lesson import spread
 from hyprstream.runtime.model import Model
 from hyprstream.runtime.policy import Policies
 from hyprstream.runtime.recorded_training import recorded_training
@@ -114,6 +115,4 @@ def _trusted(
 
 def evenly(samples: Sequence[Sample], most: int) -> Sequence[Sample]:
     """Choose so many samples, spread over all of them."""
-    if len(samples) <= most:
-        return samples
-    return [samples[place * len(samples) // most] for place in range(most)]
+    return [samples[place] for place in spread(len(samples), most)]
