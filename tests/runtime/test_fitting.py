@@ -30,9 +30,9 @@ from hyprstream.train.trainer import Trainer
 from tests.runtime.adapted_models import commit, make_folder, trained
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
-TEXT = "the ship lies at pier seven, and pier seven is where the ship lies"
-MESSAGES = [{"role": "system", "content": TEXT}, {"role": "user", "content": "where is the ship"}]
-FIT = Fit(steps=3, learning_rate=0.01)
+TEXT = "the ship lies at pier seven"
+MESSAGES = [{"role": "system", "content": TEXT}, {"role": "user", "content": "where is it"}]
+FIT = Fit(steps=2, learning_rate=0.01)
 
 
 @pytest.fixture(scope="module")
@@ -110,14 +110,14 @@ def test_the_prompt_is_more_likely_by_as_much_as_is_told(model, settings):
         assert fitted.num_tokens == sum(counts)
         assert fitted.loss_before == pytest.approx(mean(start), rel=1e-4)
         assert fitted.loss_after == pytest.approx(mean(kept), rel=1e-4)
-        assert fitted.loss_after < fitted.loss_before - 0.1
+        assert fitted.loss_after < fitted.loss_before - 0.05
         # The same request gives the same answer, and so does the version that was kept.
         assert len(set(texts)) == 1
         assert plain not in texts
 
 
 def test_others_are_answered_as_if_there_had_been_none(model, settings):
-    params = replace(GREEDY, logprobs=5, max_tokens=40)
+    params = replace(GREEDY, logprobs=5)
 
     async def use(runtime):
         async def plain(adapter):
@@ -173,7 +173,7 @@ def test_who_leaves_while_it_is_fitted_or_answered_leaves_nothing_behind(model, 
         assert {adapter.name for adapter in runtime.adapters.list()} == names
         return runtime.fitting.stats
 
-    assert serve(model, settings, use) == FittingStats(num_fitted=1, num_failed=1, num_steps=3)
+    assert serve(model, settings, use) == FittingStats(num_fitted=1, num_failed=1, num_steps=2)
 
 
 def test_what_is_out_of_bounds_is_refused_before_a_step_is_taken(model, settings):

@@ -16,7 +16,7 @@ class Fit:
     """
 
     steps: int = 4
-    learning_rate: float = 1e-3
+    learning_rate: float = 5e-4
     keep: str | None = None
 
 
