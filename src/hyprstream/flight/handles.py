@@ -20,6 +20,7 @@ from hyprstream.runtime.warehouse.parameters import Row
 from hyprstream.runtime.warehouse.warehouse import Description
 
 IDLE_S = 600.0
+MOST_PREPARED = 1_000
 _MOST = 10_000
 _LOOK_EVERY_S = 0.1
 
@@ -116,7 +117,16 @@ class Handles:
     # Prepared statements --------------------------------------------------------------
 
     def prepare(self, prepared: Prepared) -> bytes:
-        """Remember a prepared statement."""
+        """Remember a prepared statement; of a caller with a thousand, forget the one idle longest.
+
+        Some clients never close what they prepare.
+        """
+        with self._turn:
+            if len(self._prepared) >= MOST_PREPARED:
+                caller = prepared.session.caller
+                own = [h for h, p in self._prepared.items() if p.session.caller == caller]
+                if len(own) >= MOST_PREPARED:
+                    del self._prepared[min(own, key=lambda h: self._prepared[h].used_at)]
         return self._add(self._prepared, prepared)
 
     def prepared(self, handle: bytes, session: Session) -> Prepared:
