@@ -231,7 +231,7 @@ def test_kills_in_the_middle_of_a_publication_leave_all_of_it_or_nothing(test_da
     chance = random.Random(3)  # noqa: S311
     kept: set[str] = set()
     counts = [0]
-    for number in range(20):
+    for number in range(5):
         with ServerProcess(tmp_path, **PUBLISHING) as server:
             if number == 0:
                 with server.client() as client:
