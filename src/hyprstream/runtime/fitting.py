@@ -282,7 +282,11 @@ def _steps(model: Model, start: _Start, fit: Fit, samples: Sequence[Sample]) -> 
     """Take the steps, a piece at a time."""
     trainer = Trainer(model.decoder)
     batch_tokens = max(_BATCH_TOKENS, *(len(sample.token_ids) for sample in samples))
-    config = TrainConfig(learning_rate=fit.learning_rate, batch_tokens=batch_tokens)
+    config = TrainConfig(
+        learning_rate=fit.learning_rate,
+        batch_tokens=batch_tokens,
+        recompute=batch_tokens > _BATCH_TOKENS,  # a long text would keep 1.5 MB a token
+    )
     trainer.open(_NAME, start.weights, spec=start.spec, config=config)
     yield
     losses = []
