@@ -59,6 +59,7 @@ def test_a_version_retired_in_the_middle_serves_what_runs_and_nothing_new():
     events += finish(parts.core)
     assert tokens_of(events) == answer_alone(old)
     assert parts.versions.size_bytes == 0
+    assert not parts.core.stats.resident  # others need not push it out
     parts.assert_clean()
 
 

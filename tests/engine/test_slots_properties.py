@@ -50,6 +50,13 @@ class SlotMachine(RuleBasedStateMachine):
             index = data.draw(st.integers(0, len(self.leases) - 1))
             self.table.release(self.leases.pop(index)[0])
 
+    @rule(version=_VERSIONS)
+    def forget(self, version):
+        self.table.forget(version)
+        if version not in {held for held, _ in self.leases}:
+            self.bank = {slot: held for slot, held in self.bank.items() if held != version}
+        assert self.table.resident == set(self.bank.values())
+
     @invariant()
     def what_is_pinned_has_not_moved(self):
         self.table.check_integrity()

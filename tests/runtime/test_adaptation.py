@@ -242,6 +242,33 @@ def test_poison_is_rejected_and_the_samples_are_gone(stage):
     assert "published" in stage.actions(A)
 
 
+def test_a_lesson_stops_where_it_drifts_and_what_was_before_is_judged(tmp_path):
+    stage = Stage(tmp_path, names=(A,), config=replace(CONFIG, drift_every=1))
+    stage.add(A, range(24), POISON)
+    stage.run()
+    [decision] = stage.journal.decisions(A)
+    # A step does 0.05 nats of harm, and 0.1 are what the gate admits.
+    assert decision.action == "published"
+    assert stage.versions.weights[stage.versions.names[A]] == Skill(learnt=0.05, harm=0.05)
+    assert "drifted: +0.1" in decision.reasons[0]
+    told = {name: decision.numbers[name] for name in ("steps", "sound_at_step", "drifted_at_step")}
+    assert told == {"steps": 2, "sound_at_step": 1, "drifted_at_step": 2}
+    stage.journal.close()
+
+
+def test_a_lesson_that_has_drifted_at_the_first_look_is_left_to_the_gate(tmp_path):
+    stage = Stage(tmp_path, names=(A,), config=replace(CONFIG, drift_every=3))
+    stage.add(A, range(24), POISON)
+    stage.run()
+    [decision] = stage.journal.decisions(A)
+    assert decision.action == "rejected"
+    assert decision.numbers["steps"] == 3
+    drifted, worse, *_ = decision.reasons
+    assert "drifted" in drifted
+    assert "worse on manual" in worse
+    stage.journal.close()
+
+
 def test_training_that_fails_drops_its_samples_and_goes_on_with_others(stage):
     stage.add(A, range(40), EXPLOSIVE)
     stage.run()

@@ -42,7 +42,8 @@ def served(home) -> Iterator[Served]:
     keys["poet"] = file.create("poet", ["inference", "feedback"], ["poet"])[0]
     keys["revoked"], stored = file.create("revoked", SCOPES)
     file.revoke(stored.id)
-    with ServerProcess(folder, "--flight-port", "0") as server:
+    options = {"HYPRSTREAM_TRAIN__ADAPT__ENABLED": "true"}
+    with ServerProcess(folder, "--flight-port", "0", **options) as server:
         yield Served(server=server, home=folder, model=model, keys=keys)
 
 

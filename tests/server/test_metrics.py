@@ -6,6 +6,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from hyprstream.engine.stats import Counts, EngineStats
 from hyprstream.refs import AdapterName, VersionId
 from hyprstream.runtime.adapters import open_adapters
+from hyprstream.runtime.fitting_request import FittingStats
 from hyprstream.runtime.learners import LessonProgress
 from hyprstream.runtime.learning_stats import LearningStats, Progress
 from hyprstream.runtime.settings import Settings
@@ -110,6 +111,7 @@ def test_all_of_a_moment_is_written():
     moment = Moment(
         engine=engine, learning=learning, resident=names[:2], waiting_for=names[2:],
         generations=dict.fromkeys(names, 4), num_adapters=200, at=1234.5,
+        fitting=FittingStats(num_fitted=3, num_failed=1, num_steps=9),
     )  # fmt: skip
     page = read(metrics.page(moment).decode())
     lora = {"max_lora": "2", "running_lora_adapters": "a0,a1", "waiting_lora_adapters": "a2"}
@@ -122,6 +124,8 @@ def test_all_of_a_moment_is_written():
     assert value(page, "hyprstream_training_steps_total") == 11
     assert value(page, "hyprstream_learning_failed") == 1
     assert value(page, "hyprstream_draft_hit_tokens_total") == 6
+    assert value(page, "hyprstream_adapted_requests_total", outcome="failed") == 1
+    assert value(page, "hyprstream_adapted_steps_total") == 9
     assert "not shown" not in str(page)
     # The next look does not add to the series of the last one.
     again = read(metrics.page(Moment(at=1.0)).decode())

@@ -188,6 +188,7 @@ class EngineCore:
     def retire(self, version: VersionId) -> None:
         """Refuse a version to new requests: see `HostVersions.retire`."""
         self._versions.retire(version)
+        self._scheduler.forget(version)
 
     def check_integrity(self) -> None:
         """Assert every invariant that can be looked at between two steps."""
@@ -207,7 +208,10 @@ class EngineCore:
 
     def _close(self, request_id: RequestId) -> None:
         del self._num_running[request_id], self._kept[request_id]
-        self._versions.unpin(self._open.pop(request_id).adapter)
+        version = self._open.pop(request_id).adapter
+        self._versions.unpin(version)
+        if version is not None and version not in self._versions:  # retired meanwhile
+            self._scheduler.forget(version)
 
 
 def run_all(core: EngineCore, requests: Iterable[Request]) -> dict[RequestId, list[SequenceEvent]]:

@@ -127,6 +127,10 @@ class SequenceMemory:
         self._pool.release(state.blocks)
         self._slots.release(state.request.adapter)
 
+    def forget(self, version: VersionId) -> None:
+        """Free the slot of a version that nobody will ask for again, unless it is in use."""
+        self._slots.forget(version)
+
     def check_integrity(self, running: Sequence[SequenceState]) -> None:
         """Check what the class promises; for tests, after every step."""
         self._pool.check_integrity()

@@ -33,7 +33,7 @@ from hyprstream.errors import (
     InvalidRequestError,
     QueueFullError,
 )
-from hyprstream.refs import RequestId
+from hyprstream.refs import RequestId, VersionId
 
 
 class Scheduler:
@@ -161,6 +161,10 @@ class Scheduler:
         self._queued.add(request.id)
         if request.deadline is not None:
             self._deadlines[request.id] = request.deadline
+
+    def forget(self, version: VersionId) -> None:
+        """Free the slot of a version that nobody will ask for again, unless it is in use."""
+        self._memory.forget(version)
 
     def abort(self, request_id: RequestId, *, index: int | None = None) -> int:
         """End a request, or one of its answers; nothing happens if that is over already.

@@ -85,6 +85,11 @@ class SlotTable:
         if self._pins[version] == 0:
             del self._pins[version]
 
+    def forget(self, version: VersionId) -> None:
+        """Free the slot of a version that nobody will ask for again; a pinned one keeps it."""
+        if version in self._slots and version not in self._pins:
+            self._free.append(self._slots.pop(version))
+
     def check_integrity(self) -> None:
         """Check what the class promises; for tests, after every step."""
         taken = list(self._slots.values())

@@ -19,7 +19,7 @@ from hyprstream.errors import HyprstreamError, StaleParentError, UnavailableErro
 from hyprstream.refs import AdapterName, VersionId
 from hyprstream.runtime.journal_rows import Action, Decision
 from hyprstream.runtime.learners import Learner, LoopParts, Spent, Weights
-from hyprstream.runtime.lesson import Lesson, Pieces, Result, run
+from hyprstream.runtime.lesson import Lesson, Pieces, Result
 from hyprstream.runtime.teaching import Teaching
 from hyprstream.runtime.watch import FeedbackWatch, Worse
 from hyprstream.train.buffer import Fate
@@ -206,12 +206,12 @@ class AdaptationLoop(Generic[Weights]):
                 yield from self._drop(lesson, "rejected", doubts)
                 return
             yield from teaching.step(lesson)
-            candidate = yield from run(parts.trainer.begin_snapshot(name))
+            candidate = yield from teaching.candidate(lesson)
             verdict = yield from teaching.judge(lesson, candidate)
             if verdict.accepted:
                 yield from self._publish(lesson, candidate)
             else:
-                yield from self._drop(lesson, "rejected", verdict.reasons)
+                yield from self._drop(lesson, "rejected", (*lesson.drift, *verdict.reasons))
         except StaleParentError as error:
             # People win: what was learnt is dropped, and learnt again from where they are.
             yield from self._decide(lesson, "stale", (str(error),), None)
@@ -245,6 +245,7 @@ class AdaptationLoop(Generic[Weights]):
                     action="publishing",
                     parent=parent,
                     version=version,
+                    reasons=lesson.drift,
                     numbers=lesson.numbers,
                     samples=fresh,
                 )

@@ -11,6 +11,7 @@ from hyprstream.engine.request import FinishReason, Request
 from hyprstream.engine.stream import TokenStream
 from hyprstream.errors import HyprstreamError
 from hyprstream.refs import VersionId
+from hyprstream.runtime.fitting_request import Fitted
 from hyprstream.runtime.text import AnswerText, Completion, TokenText, Usage
 
 
@@ -60,6 +61,7 @@ class Answers:
         held: What is let go at the end: the adapter version that answers.
         version: That version; None is the base model.
         tell: Called with each part that is over, and the code of the error that ended it.
+        fitted: How the version was made, if it was for this request.
     """
 
     def __init__(
@@ -70,8 +72,10 @@ class Answers:
         held: AsyncExitStack,
         version: VersionId | None,
         tell: Callable[[Part, str | None], None],
+        fitted: Fitted | None = None,
     ) -> None:
         self.version = version
+        self.fitted = fitted
         self._parts = parts
         self._reports_tokens = reports_tokens
         self._held = held

@@ -13,6 +13,7 @@ from hyprstream.runtime.anchors import ANCHOR_SEED, anchors_for
 from hyprstream.runtime.exchange import spec_of
 from hyprstream.runtime.learners import Learner
 from hyprstream.runtime.learning_config import LearningConfig
+from hyprstream.runtime.lesson import spread
 from hyprstream.runtime.model import Model
 from hyprstream.runtime.policy import Policies
 from hyprstream.runtime.recorded_training import recorded_training
@@ -81,7 +82,8 @@ def learner_of(
         uniform_loss=math.log(model.info.vocab_size),
         # Dropout would hide other inputs each time that a piece of a pass is computed.
         spec=replace(spec_of(manifest.spec), dropout=0.0),
-        training=replace(usual, batch_tokens=max(usual.batch_tokens, longest)),
+        # Memory is for requests; what 2048 tokens keep for the way back may fill gigabytes.
+        training=replace(usual, batch_tokens=max(usual.batch_tokens, longest), recompute=True),
         config=replace(config.learner, budget=policies.of(known).budget(config.learner.budget)),
         anchors=list(anchors_for(model, anchors).pulled) if usual.base_pull else [],
     )
@@ -114,6 +116,4 @@ def _trusted(
 
 def evenly(samples: Sequence[Sample], most: int) -> Sequence[Sample]:
     """Choose so many samples, spread over all of them."""
-    if len(samples) <= most:
-        return samples
-    return [samples[place * len(samples) // most] for place in range(most)]
+    return [samples[place] for place in spread(len(samples), most)]

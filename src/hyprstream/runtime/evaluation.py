@@ -4,15 +4,16 @@ They take turns with learning, within the same share of the time: nothing that i
 for longer than one slice of either.
 """
 
+import asyncio
 import logging
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TypeVar
 
 from hyprstream.engine.background import BackgroundWork
-from hyprstream.errors import HyprstreamError, QueueFullError
+from hyprstream.errors import EngineStoppedError, HyprstreamError, QueueFullError
 from hyprstream.runtime.adapted import LoadedAdapter
 from hyprstream.runtime.training_records import Evaluated
 from hyprstream.train.evaluate import Evaluation
@@ -25,6 +26,8 @@ Result = TypeVar("Result")
 Pieces = Generator[None, None, Result]
 
 _BATCH_TOKENS = 256  # measured at a time, as by the loop: no longer slices than those of learning
+
+_LOOK_S = 1.0  # between looks at whether an engine that is waited for still runs
 
 MAX_WAITING = 8
 """Most measurements that wait or go on at a time."""
@@ -44,10 +47,12 @@ class Evaluations:
 
     Args:
         beside: What else is done between steps; None: nothing.
+        max_waiting: Most of them that wait or go on at a time.
     """
 
-    def __init__(self, beside: BackgroundWork | None) -> None:
+    def __init__(self, beside: BackgroundWork | None, *, max_waiting: int = MAX_WAITING) -> None:
         self._beside = beside
+        self._max_waiting = max_waiting
         self._jobs: deque[_Job] = deque()
         self._is_their_turn = True
 
@@ -57,8 +62,8 @@ class Evaluations:
         Raises:
             QueueFullError: Too many wait.
         """
-        if len(self._jobs) >= MAX_WAITING:
-            raise QueueFullError(max_waiting=MAX_WAITING)
+        if len(self._jobs) >= self._max_waiting:
+            raise QueueFullError(max_waiting=self._max_waiting)
         future: Future[Result] = Future()
 
         def run() -> Pieces[None]:
@@ -68,6 +73,30 @@ class Evaluations:
 
         self._jobs.append(_Job(run(), future))  # type: ignore[arg-type]  # only cancelled and failed
         return future
+
+    async def result(
+        self, pieces: Pieces[Result], failure: Callable[[], EngineStoppedError | None]
+    ) -> Result:
+        """Do work in pieces and wait for what comes of it; who is cancelled ends the work too.
+
+        Args:
+            pieces: The work.
+            failure: Tells why the engine does not run any more; None while it does.
+
+        Raises:
+            QueueFullError: Too many wait.
+            EngineStoppedError: The engine ended before the work did.
+        """
+        waiting = asyncio.wrap_future(self.submit(pieces))
+        try:
+            while not waiting.done():
+                await asyncio.wait([waiting], timeout=_LOOK_S)
+                why = failure()
+                if why is not None and not waiting.done():
+                    raise EngineStoppedError(str(why), hint=why.hint)
+        finally:
+            waiting.cancel()
+        return waiting.result()
 
     def ready(self) -> bool:
         """Tell whether there is a slice to run."""

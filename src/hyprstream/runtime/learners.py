@@ -45,6 +45,11 @@ class LearnerConfig:
     """Tokens that are measured at a time."""
     min_held_out: int = 12
     """Fewest samples to judge by; learning waits for them."""
+    drift_every: int = 8
+    """Steps between looks at whether trusted sets got worse than the gate allows; then a version
+    is made of what was there at the look before. 0: never."""
+    drift_samples: int = 16
+    """Samples of each trusted set that such a look measures."""
     budget: Budget = field(default_factory=Budget)
     seed: int = 0
     """Decides the order of samples."""
@@ -55,11 +60,16 @@ class LearnerConfig:
         Raises:
             InvalidSettingsError: A field is wrong.
         """
-        for name in ("min_waiting", "max_samples", "samples_per_step", "eval_tokens"):
+        counts = ("min_waiting", "max_samples", "samples_per_step", "eval_tokens", "drift_samples")
+        for name in counts:
             if getattr(self, name) < 1:
                 raise InvalidSettingsError(
                     f"{name} is {getattr(self, name)}", hint="Make it 1 or more."
                 )
+        if self.drift_every < 0:
+            raise InvalidSettingsError(
+                f"drift_every is {self.drift_every}", hint="Make it 0 or more."
+            )
         if not self.epochs > 0:
             raise InvalidSettingsError(f"epochs is {self.epochs}", hint="Make it 1 or 2.")
 

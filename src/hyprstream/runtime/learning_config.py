@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from hyprstream.engine.config import EngineConfig
 from hyprstream.errors import InvalidSettingsError
+from hyprstream.runtime.fitting_config import FittingConfig
 from hyprstream.runtime.learners import LearnerConfig
 from hyprstream.runtime.recorder import RecorderConfig
 from hyprstream.runtime.retention_config import RetentionConfig
@@ -26,6 +27,7 @@ class LearningConfig:
     watch: WatchConfig = field(default_factory=WatchConfig)
     traffic: RecorderConfig = field(default_factory=RecorderConfig)
     retention: RetentionConfig = field(default_factory=RetentionConfig)
+    adapt: FittingConfig = field(default_factory=FittingConfig)
 
     def __post_init__(self) -> None:
         """Reject values outside their range.

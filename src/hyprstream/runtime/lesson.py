@@ -34,6 +34,9 @@ class Lesson(Generic[Weights]):
         gradient_norms: One for each optimizer step.
         train_losses: Of the samples of each step, before it.
         num_tokens: Tokens that were computed for steps.
+        trusted_losses: Under the parent, of those trusted samples that are looked at on the way.
+        sound: The weights at the last look at which nothing had drifted too far.
+        drift: Why it stopped before its last step; empty if it did not.
         seconds: Time of all slices.
     """
 
@@ -49,6 +52,9 @@ class Lesson(Generic[Weights]):
     gradient_norms: list[float] = field(default_factory=list)
     train_losses: list[float] = field(default_factory=list)
     num_tokens: int = 0
+    trusted_losses: dict[str, list[float]] = field(default_factory=dict)
+    sound: Weights | None = None
+    drift: tuple[str, ...] = ()
     seconds: float = 0.0
 
     @property
@@ -74,6 +80,13 @@ def run(work: Stepwise) -> Pieces[Any]:
         yield
     yield
     return work.result()
+
+
+def spread(number: int, most: int) -> list[int]:
+    """Choose so many of a number of places, evenly."""
+    if number <= most:
+        return list(range(number))
+    return [place * number // most for place in range(most)]
 
 
 def losses(

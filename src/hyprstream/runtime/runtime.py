@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from hyprstream.engine.assembly import build_core
+from hyprstream.engine.background import BackgroundWork
 from hyprstream.engine.engine import Engine
 from hyprstream.engine.paged_cache import block_bytes
 from hyprstream.engine.stats import EngineStats
@@ -28,6 +29,7 @@ from hyprstream.runtime.adapted import load_adapter
 from hyprstream.runtime.adapters import Adapters, open_adapters
 from hyprstream.runtime.evaluation import Evaluations, measuring
 from hyprstream.runtime.events import Events
+from hyprstream.runtime.fitting import Fitting
 from hyprstream.runtime.journal_view import view_held_out
 from hyprstream.runtime.live_learning import LiveLearning
 from hyprstream.runtime.load import RuntimeLoad, Sizes, resident_bytes
@@ -45,7 +47,6 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-_LOOK_S = 1.0  # between looks at whether an engine that is waited for still runs
 _NUM_POOL_THREADS = 4  # templates, tokenizers, the store: short work that would hold up the loop
 
 
@@ -68,6 +69,8 @@ class Runtime:
         sizes: What adapters take on the disk; its call waits for that, as those of `adapters`.
         learning: Lets adapters learn from what is served; None where that is switched off,
             where the model takes no adapters, and while another process learns in this home.
+        fitting: Fits adapters to the prompts of requests that ask for it; None where that is
+            switched off, where nothing learns, and where the model takes no adapters.
     """
 
     def __init__(self, model: Model, settings: Settings) -> None:
@@ -76,6 +79,7 @@ class Runtime:
         self.settings = settings
         self._opened = AsyncExitStack()
         self._observers: list[Callable[[Answered], None]] = []
+        self.fitting: Fitting | None = None
 
     @classmethod
     @asynccontextmanager
@@ -111,13 +115,19 @@ class Runtime:
                 opened.push_async_callback(asyncio.to_thread, self.learning.close)
             self._evaluations = Evaluations(None if self.learning is None else self.learning.work)
             opened.callback(self._evaluations.close)
+            self.fitting, work = self._open_fitting(opened)
             opened.push_async_callback(self._engine.stop)
-            self._engine.start(self._evaluations if self.generates else None)
+            self._engine.start(work if self.generates else None)
             self._residence = (
                 Residence(self._engine, self._resolve, self._pool) if self.generates else None
             )
             self.text = TextService(
-                self.model, self._engine, self._residence, self._pool, note=self._note
+                self.model,
+                self._engine,
+                self._residence,
+                self._pool,
+                note=self._note,
+                fitting=self.fitting,
             )
             if self.learning is not None:
                 self._observers.append(self.learning.note)
@@ -233,15 +243,8 @@ class Runtime:
                 f"nothing is held out for {ref}", hint="Send samples to be measured by."
             )
         trainer = Trainer(self.model.decoder)
-        waiting = asyncio.wrap_future(self._evaluations.submit(measuring(trainer, loaded, samples)))
-        try:
-            while not waiting.done():
-                await asyncio.wait([waiting], timeout=_LOOK_S)
-                if self.failure is not None and not waiting.done():
-                    raise EngineStoppedError(str(self.failure), hint=self.failure.hint)
-        finally:
-            waiting.cancel()
-        return waiting.result()
+        pieces = measuring(trainer, loaded, samples)
+        return await self._evaluations.result(pieces, lambda: self.failure)
 
     async def compatible_adapters(self, other: ModelFingerprint | None = None) -> list[Adapter]:
         """List the adapters that were made for this model, or for the one of a fingerprint."""
@@ -270,6 +273,26 @@ class Runtime:
             log.warning("another process learns in this home: adapters are served as they are")
             return None
 
+    def _open_fitting(self, opened: AsyncExitStack) -> tuple[Fitting | None, BackgroundWork]:
+        """Return what fits to prompts, and all background work of the engine."""
+        settings = self.settings
+        config = settings.train.adapt
+        takes_adapters = self.generates and settings.engine.num_slots > 0
+        if not (takes_adapters and settings.train.enabled and config.enabled):
+            return None, self._evaluations
+        # One after the other, beside all else; who has to wait was counted by `Fitting`.
+        work = Evaluations(self._evaluations, max_waiting=config.max_at_a_time)
+        opened.callback(work.close)
+        fitting = Fitting(
+            self.model,
+            self.adapters,
+            replace(config, rank=min(config.rank, settings.engine.max_rank)),
+            engine=self._engine,
+            pool=self._pool,
+            in_slices=lambda pieces: work.result(pieces, lambda: self.failure),
+        )
+        return fitting, work
+
     def _note(self, answered: Answered) -> None:
         for observer in self._observers:
             observer(answered)
@@ -282,7 +305,8 @@ class Runtime:
         base = BaseLayers(model.decoder.weights)
 
         def fetch(version: VersionId) -> LoraWeights:
-            return unpack(self.adapters.tensors(version), base)
+            fitted = None if self.fitting is None else self.fitting.weights_of(version)
+            return fitted or unpack(self.adapters.tensors(version), base)
 
         core = build_core(
             model.decoder,

@@ -17,7 +17,7 @@ from hyprstream.runtime.learners import (
     Spent,
     Weights,
 )
-from hyprstream.runtime.lesson import Lesson, Pieces, losses, pair, run
+from hyprstream.runtime.lesson import Lesson, Pieces, losses, pair, run, spread
 from hyprstream.train.buffer import Kept
 from hyprstream.train.gate import Evidence, Pairs, Verdict
 from hyprstream.train.sample import Sample
@@ -97,8 +97,18 @@ class Teaching(Generic[Weights]):
                 lesson.train_losses.append(report.loss)
                 lesson.num_tokens += report.num_tokens
                 self._tell(lesson, "learning", num_steps)
+                yield from self._look(lesson, num_steps)
+                if lesson.drift:
+                    break
         lesson.numbers["steps"] = len(lesson.gradient_norms)
         lesson.numbers["tokens"] = lesson.num_tokens
+
+    def candidate(self, lesson: Lesson[Weights]) -> Pieces[Weights]:
+        """Return what came of the steps: of those before it drifted, if it did."""
+        if lesson.drift and lesson.sound is not None:
+            return lesson.sound
+        found: Weights = yield from run(self._parts.trainer.begin_snapshot(lesson.learner.name))
+        return found
 
     def judge(self, lesson: Lesson[Weights], candidate: Weights) -> Pieces[Verdict]:
         """Measure parent and candidate, and ask the gate."""
@@ -125,6 +135,36 @@ class Teaching(Generic[Weights]):
             lesson.numbers["parent_held_out_loss"] = statistics.fmean(own.before)
             lesson.numbers["held_out_loss"] = statistics.fmean(own.after)
         return verdict
+
+    def _look(self, lesson: Lesson[Weights], num_steps: int) -> Pieces[None]:
+        """Find out from time to time whether trusted sets got worse than the gate allows.
+
+        The last step is looked at only if there is something to go back to: the gate looks too.
+        """
+        learner, parts, taken = lesson.learner, self._parts, len(lesson.gradient_norms)
+        config, is_last = learner.config, taken == num_steps
+        if not config.drift_every or not learner.trusted:
+            return
+        if lesson.sound is None if is_last else taken % config.drift_every:
+            return
+        now = yield from run(parts.trainer.begin_snapshot(learner.name))
+        origin = yield from self._base_losses(lesson)
+        pairs, ours = {}, {}
+        for name, samples in learner.trusted.items():
+            places = spread(len(samples), config.drift_samples)
+            chosen = [samples[place] for place in places]
+            if name not in lesson.trusted_losses:
+                before = yield from losses(parts.trainer, lesson, lesson.start, chosen)
+                lesson.trusted_losses[name] = before
+            after = yield from losses(parts.trainer, lesson, now, chosen)
+            pairs[name] = Pairs(before=lesson.trusted_losses[name], after=after)
+            ours[name] = [origin[name][place] for place in places]
+        lesson.drift = parts.gate.drift(pairs, ours)
+        if lesson.drift:
+            lesson.numbers["drifted_at_step"] = taken
+        else:
+            lesson.sound = now
+            lesson.numbers["sound_at_step"] = taken
 
     def _tell(self, lesson: Lesson[Weights], phase: Phase, num_steps: int) -> None:
         self._parts.tell(

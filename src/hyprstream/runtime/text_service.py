@@ -17,6 +17,8 @@ from hyprstream.engine.stream import Times
 from hyprstream.errors import InvalidRequestError, UnsupportedError
 from hyprstream.refs import AdapterName, AdapterRef, RequestId, VersionId
 from hyprstream.runtime.answers import Answers, Part
+from hyprstream.runtime.fitting import Fitting, learnt_texts
+from hyprstream.runtime.fitting_request import Fit, Fitted
 from hyprstream.runtime.model import Message, Model
 from hyprstream.runtime.residence import Residence
 from hyprstream.runtime.text import AnswerText
@@ -40,6 +42,7 @@ class Caller:
         salt: Callers share cached prompts only with callers of the same salt.
         may_be_learnt: The caller does not object to being learnt from.
         owner: Whose words a sample would hold.
+        fit: Steps on the prompt before it is answered; None for none.
     """
 
     id: RequestId = field(default_factory=lambda: RequestId(secrets.token_hex(16)))
@@ -47,6 +50,7 @@ class Caller:
     salt: str = ""
     may_be_learnt: bool = True
     owner: Owner = NOBODY
+    fit: Fit | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +60,7 @@ class Answered:
     Attributes:
         id: Of the answer: that of the request, with `/` and a number if it is not the first.
         adapter: The adapter that was named.
-        version: The version that answered.
+        version: The version that answered; None too where it was made for the request alone.
         prompt: Tokens of the prompt.
         answer: Tokens of the answer.
         outcome: `stop` where the model ended it itself; else `length`, `stop_string`, `abort`,
@@ -99,6 +103,7 @@ class TextService:
         residence: Knows adapters; None where the model takes none.
         pool: Threads for what takes long without the engine.
         note: Told of each answer that is over.
+        fitting: Fits adapters to prompts; None refuses requests that ask for it.
     """
 
     def __init__(
@@ -109,12 +114,14 @@ class TextService:
         pool: Executor,
         *,
         note: Callable[[Answered], None] = lambda _answered: None,
+        fitting: Fitting | None = None,
     ) -> None:
         self._model = model
         self._engine = engine
         self._residence = residence
         self._pool = pool
         self._note = note
+        self._fitting = fitting
 
     async def chat(
         self,
@@ -143,7 +150,8 @@ class TextService:
         prompt = await self._in_pool(
             lambda: self._model.chat_tokens(messages, tools=tools, **(variables or {}))
         )
-        return await self._answer([prompt], params, caller, num_answers, continues=False)
+        texts = [] if caller.fit is None else await self._texts(learnt_texts(messages))
+        return await self._answer([prompt], params, caller, num_answers, texts=texts)
 
     async def complete(
         self,
@@ -160,7 +168,7 @@ class TextService:
         """
         self._check_generates()
         encoded = await self._in_pool(lambda: [self._encoded(prompt) for prompt in prompts])
-        return await self._answer(encoded, params, caller, num_answers, continues=True)
+        return await self._answer(encoded, params, caller, num_answers, texts=None)
 
     async def embed(
         self, texts: Sequence[Prompt], caller: Caller, *, pooling: Pooling | None = None
@@ -234,8 +242,9 @@ class TextService:
         caller: Caller,
         num_answers: int,
         *,
-        continues: bool,
+        texts: Sequence[Sequence[int]] | None,
     ) -> Answers:
+        """Answer prompts; `texts` are those of a chat to fit to, None if texts are continued."""
         if len(prompts) * num_answers > MAX_ANSWERS:
             raise InvalidRequestError(
                 f"{len(prompts)} prompts with {num_answers} answers each",
@@ -245,7 +254,8 @@ class TextService:
         params = replace(params, seed=seed)
         held = AsyncExitStack()
         try:
-            version = await self._version(caller, held)
+            fitted = await self._fitted(caller, held, prompts if texts is None else texts)
+            version = await self._version(caller, held) if fitted is None else fitted.version
             parts = [
                 self._part(
                     prompt,
@@ -253,7 +263,7 @@ class TextService:
                     caller,
                     version,
                     (number * num_answers, num_answers),
-                    continues=continues,
+                    continues=texts is None,
                 )
                 for number, prompt in enumerate(prompts)
             ]
@@ -265,6 +275,7 @@ class TextService:
             reports_tokens=params.logprobs is not None,
             held=held,
             version=version,
+            fitted=fitted,
             tell=lambda part, error: self._tell(caller, part, error),
         )
 
@@ -302,6 +313,26 @@ class TextService:
         stream = self._engine.submit(request)
         return Part(request=request, stream=stream, answers=texts, first=first)
 
+    async def _fitted(
+        self, caller: Caller, held: AsyncExitStack, texts: Sequence[Sequence[int]]
+    ) -> Fitted | None:
+        if caller.fit is None:
+            return None
+        return await held.enter_async_context(
+            self._fits().fitted(caller.adapter, caller.fit, texts)
+        )
+
+    def _fits(self) -> Fitting:
+        if self._fitting is None:
+            raise UnsupportedError(
+                "requests are not adapted to their prompts here",
+                hint="Leave adapt out, or set train.enabled and train.adapt.enabled.",
+            )
+        return self._fitting
+
+    async def _texts(self, texts: Sequence[str]) -> list[list[int]]:
+        return await self._in_pool(lambda: [self._encoded(text) for text in texts])
+
     async def _version(self, caller: Caller, held: AsyncExitStack) -> VersionId | None:
         if caller.adapter is None:
             return None
@@ -320,11 +351,11 @@ class TextService:
                 Answered(
                     id=answer_id(caller.id, part.first + number),
                     adapter=adapter,
-                    version=part.request.adapter,
+                    version=part.request.adapter if caller.fit is None else None,
                     prompt=part.request.token_ids,
                     answer=text.token_ids,
                     outcome=error or ended,
-                    may_be_learnt=caller.may_be_learnt,
+                    may_be_learnt=caller.may_be_learnt and caller.fit is None,
                     owner=caller.owner,
                     times=None if number else part.stream.times,
                 )

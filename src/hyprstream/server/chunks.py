@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from hyprstream.runtime.answers import AnswerDelta, Answers
+from hyprstream.runtime.fitting_request import Fitted
 from hyprstream.runtime.text import TokenText, Usage
 from hyprstream.runtime.text_service import TextService
 from hyprstream.runtime.tools import ToolCall, ToolCallReader
@@ -31,6 +32,7 @@ class Head:
         created: When, in seconds since 1970.
         model: What was asked for.
         fingerprint: Which version answers.
+        fitted: How that was made, if it was for this request alone.
     """
 
     id: str
@@ -38,6 +40,7 @@ class Head:
     created: int
     model: str
     fingerprint: str
+    fitted: Fitted | None = None
 
     def record(self, *, is_chunk: bool = False) -> dict[str, Any]:
         """Write it as the beginning of a record."""
@@ -48,7 +51,19 @@ class Head:
             "created": self.created,
             "model": self.model,
             "system_fingerprint": self.fingerprint,
+            **({} if self.fitted is None else {"adapted": fitted_record(self.fitted)}),
         }
+
+
+def fitted_record(fitted: Fitted) -> dict[str, Any]:
+    """Write what steps on the prompt came to."""
+    return {
+        "steps": fitted.steps,
+        "prompt_tokens": fitted.num_tokens,
+        "loss_before": round(fitted.loss_before, 4),
+        "loss_after": round(fitted.loss_after, 4),
+        "kept": fitted.kept,
+    }
 
 
 class Writer(Protocol):

@@ -13,6 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from hyprstream.refs import AdapterName, VersionId
 from hyprstream.runtime import EngineStats, LearningStats
+from hyprstream.runtime.fitting_request import FittingStats
 from hyprstream.runtime.runtime import Runtime
 
 
@@ -23,6 +24,7 @@ class Moment:
     Attributes:
         engine: None while it does not run.
         learning: None where nothing learns.
+        fitting: Requests that were adapted to their prompts, and steps; None where none are.
         resident: Adapters that are in slots.
         waiting_for: Adapters that requests wait for.
         generations: Of the adapters that are shown, how often the name was moved.
@@ -32,6 +34,7 @@ class Moment:
 
     engine: EngineStats | None = None
     learning: LearningStats | None = None
+    fitting: FittingStats | None = None
     resident: tuple[AdapterName, ...] = ()
     waiting_for: tuple[AdapterName, ...] = ()
     generations: Mapping[AdapterName, int] = field(default_factory=dict)
@@ -59,6 +62,7 @@ async def observe(
     return Moment(
         engine=engine,
         learning=None if runtime.learning is None else runtime.learning.stats,
+        fitting=None if runtime.fitting is None else runtime.fitting.stats,
         resident=() if engine is None else named(engine.resident),
         waiting_for=() if engine is None else named(engine.waiting_for),
         generations=generations,
@@ -82,6 +86,8 @@ class Observed:
             yield _lora_requests(moment, moment.engine)
         if moment.learning is not None:
             yield from _learning(moment.learning, moment.generations.keys())
+        if moment.fitting is not None:
+            yield from _fitting(moment.fitting)
 
 
 def _engine(engine: EngineStats) -> Iterator[Metric]:
@@ -166,3 +172,14 @@ def _learning(stats: LearningStats, shown: Iterable[AdapterName]) -> Iterator[Me
         yield CounterMetricFamily(f"hyprstream_training_{total}", what, value)
     failed = float(stats.has_failed)
     yield GaugeMetricFamily("hyprstream_learning_failed", "Learning has switched off.", failed)
+
+
+def _fitting(stats: FittingStats) -> Iterator[Metric]:
+    ended = CounterMetricFamily(
+        "hyprstream_adapted_requests", "Requests adapted to their prompts.", labels=["outcome"]
+    )
+    for outcome, number in (("fitted", stats.num_fitted), ("failed", stats.num_failed)):
+        ended.add_metric([outcome], number)
+    yield ended
+    what = "Optimizer steps on the prompts of requests."
+    yield CounterMetricFamily("hyprstream_adapted_steps", what, stats.num_steps)

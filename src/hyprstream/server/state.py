@@ -20,6 +20,7 @@ from hyprstream.runtime.text_service import Caller
 from hyprstream.server.errors import ApiError
 from hyprstream.server.live import LiveConfig
 from hyprstream.server.metrics import Metrics
+from hyprstream.server.schemas.sampling import Adapt
 
 Result = TypeVar("Result")
 
@@ -141,6 +142,7 @@ def caller_of(
     *,
     learn: bool,
     user: str = "",
+    adapt: Adapt | None = None,
 ) -> Caller:
     """Say who asks: the adapter of the path comes before the model of the body."""
     state, grant = state_of(request), grant_of(request)
@@ -153,6 +155,7 @@ def caller_of(
         salt=grant.id,
         may_be_learnt=learn,
         owner=Owner(user=user, key=grant.id),
+        fit=None if adapt is None else adapt.fit(grant),
     )
 
 

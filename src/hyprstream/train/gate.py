@@ -143,6 +143,29 @@ class Gate:
         reasons = tuple(self._samples(material, numbers))
         return Verdict(accepted=not reasons, reasons=reasons, numbers=_finite(numbers))
 
+    def drift(
+        self, trusted: Mapping[str, Pairs], origin: Mapping[str, Sequence[float]]
+    ) -> tuple[str, ...]:
+        """Tell on which trusted sets a candidate is so far away that `verdict` would refuse it.
+
+        Args:
+            trusted: Parent and candidate on some samples of each set.
+            origin: The base model on the same.
+        """
+        config, reasons = self._config, []
+        for name, pairs in trusted.items():
+            rise = statistics.fmean(pairs.changes)
+            total = Pairs(before=origin[name], after=pairs.after).changes
+            if not (
+                rise <= config.max_regression
+                and statistics.fmean(total) <= config.max_total_regression
+            ):
+                reasons.append(
+                    f"it drifted: {rise:+.4f} on {name}, "
+                    f"{statistics.fmean(total):+.4f} from the base model"
+                )
+        return tuple(reasons)
+
     def verdict(self, evidence: Evidence) -> Verdict:
         """Judge a candidate."""
         if not all(map(math.isfinite, _losses(evidence))):

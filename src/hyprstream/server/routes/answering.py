@@ -61,7 +61,13 @@ async def answer_chat(
     """Answer a chat, in whatever protocol it came."""
     config = state_of(request).config
     caller = caller_of(
-        request, form.prefix, body.model, lora, learn=body.learn, user=body.spoken_by
+        request,
+        form.prefix,
+        body.model,
+        lora,
+        learn=body.learn,
+        user=body.spoken_by,
+        adapt=body.adapt,
     )
     async with AsyncExitStack() as held:
         base = await held.enter_async_context(serving(request, body.model, lora))
@@ -98,6 +104,7 @@ def head_of(base: Serving, caller: Caller, kind: str, answers: Answers) -> Head:
         created=int(time.time()),
         model=base.called(caller.adapter),
         fingerprint=f"fp_{version[:12]}" if version else f"fp_{base.name}",
+        fitted=answers.fitted,
     )
 
 
@@ -142,7 +149,7 @@ async def answer_stream(
     """
     state = state_of(request)
     watch = state.metrics.watch()
-    answers = await start
+    answers = await unless_gone(request, start)
     first = asyncio.ensure_future(anext(answers, None))
     kept = AsyncExitStack()
 

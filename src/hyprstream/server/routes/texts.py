@@ -85,7 +85,15 @@ async def detokenize(request: Request, body: DetokenizeRequest) -> Response:
 
 
 async def _complete(request: Request, body: CompletionRequest, lora: str | None) -> Response:
-    caller = caller_of(request, "cmpl-", body.model, lora, learn=body.learn, user=body.spoken_by)
+    caller = caller_of(
+        request,
+        "cmpl-",
+        body.model,
+        lora,
+        learn=body.learn,
+        user=body.spoken_by,
+        adapt=body.adapt,
+    )
     params = body.sampling(state_of(request).config)
     async with AsyncExitStack() as held:
         base = await held.enter_async_context(serving(request, body.model, lora))

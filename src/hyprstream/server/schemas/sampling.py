@@ -8,9 +8,12 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from hyprstream.errors import InvalidRequestError
+from hyprstream.refs import adapter_name
 from hyprstream.runtime import Grammar, SamplingParams
+from hyprstream.runtime.fitting_request import Fit
+from hyprstream.runtime.keys import Grant
 from hyprstream.runtime.server_config import ServerConfig
-from hyprstream.server.errors import REFUSED
+from hyprstream.server.errors import REFUSED, ApiError
 
 _MAX_BIASES = 1024
 
@@ -126,6 +129,33 @@ class Extensions(Strict):
         return self.model_dump(include=set(Extensions.model_fields), exclude_none=True)
 
 
+class Adapt(Strict):
+    """Steps on the prompt, by which the adapter becomes another one for this request alone."""
+
+    steps: Annotated[int, Field(ge=1)] | None = None
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    keep: Annotated[str, Field(max_length=512)] | None = None
+    """Name of a new adapter that becomes what was learnt; for keys of the scope admin."""
+
+    def fit(self, grant: Grant) -> Fit:
+        """Return what is asked for.
+
+        Raises:
+            InvalidReferenceError: `keep` is no name.
+            ApiError: The key may not keep it.
+        """
+        keep = None if self.keep is None else adapter_name(self.keep)
+        if keep is not None and not ("admin" in grant.scopes and grant.may_use(keep)):
+            raise ApiError(
+                403,
+                f"this key may not make an adapter {keep}",
+                code="insufficient_permissions",
+                param="adapt.keep",
+            )
+        given = self.model_dump(exclude_none=True, exclude={"keep"})
+        return Fit(**given, keep=keep)
+
+
 class Sampling(Extensions):
     """Fields of chats and completions alike."""
 
@@ -140,6 +170,7 @@ class Sampling(Extensions):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     logit_bias: Annotated[dict[str, Bias], Field(max_length=_MAX_BIASES)] | None = None
+    adapt: Adapt | None = None
     stop: ShortText | Annotated[list[ShortText], Field(max_length=16)] | None = None
 
     # Accepted and of no effect: see IGNORED.
