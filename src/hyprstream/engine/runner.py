@@ -250,9 +250,7 @@ class ModelRunner(Generic[Weights]):
         slots = [row.slot for row, _, tokens in group for _ in tokens]
         if len(scored) < len(hidden):  # else it is all of them, in order
             hidden = hidden.index_select(0, torch.tensor(scored, device=hidden.device))
-        logits = self._model.logits(hidden, self._view(slots))
-        takes_peaks = any(answer.sampler.takes_peak for _, answer, _ in group)
-        best = self._peaks.find(logits) if takes_peaks else []
+        logits, best = self._scores(hidden, self._view(slots), [s.sampler for _, s, _ in group])
         end = 0
         for row, answer, tokens in group:
             begin, end = end, end + len(tokens)
@@ -263,11 +261,26 @@ class ModelRunner(Generic[Weights]):
             except HyprstreamError as error:
                 sampled[row.sequence_id] = Sampled(error=error)
 
+    def _scores(
+        self,
+        hidden: Float[Tensor, "N C"],
+        lora: LoraView | None,
+        samplers: Sequence[RowSampler],
+    ) -> tuple[Float[Tensor, "N V"] | None, Sequence[Peak]]:
+        """Return logits, and their peaks if they matter; no logits if nothing else does."""
+        takes_peaks = [sampler.takes_peak for sampler in samplers]
+        if all(takes_peaks):
+            best = self._model.peaks(hidden, lora)
+            if best is not None:
+                return None, best
+        logits = self._model.logits(hidden, lora)
+        return logits, self._peaks.find(logits) if any(takes_peaks) else []
+
     def _choose(
         self,
         row: Row,
         sampler: RowSampler,
-        logits: Float[Tensor, "N V"],
+        logits: Float[Tensor, "N V"] | None,
         best: Sequence[Peak],
         begin: int,
     ) -> tuple[TokenEvent, ...]:
@@ -287,6 +300,7 @@ class ModelRunner(Generic[Weights]):
             if best and sampler.takes_peak:
                 event = sampler.take_peak(_finite(best[begin + i]), room=room - i)
             else:
+                assert logits is not None, "a row wants more than its peak"
                 event = sampler.next(logits[begin + i], room=room - i)
             events.append(event)
             if event.finish is not None or drafts[i : i + 1] != (event.token_id,):

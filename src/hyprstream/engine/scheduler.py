@@ -394,7 +394,7 @@ class Scheduler:
         self._memory.remember(state)
 
         if tokens and tokens[-1].finish is None and len(state.token_ids) >= state.max_tokens:
-            tokens = (*tokens[:-1], replace(tokens[-1], finish="length"))
+            tokens = (*tokens[:-1], tokens[-1]._replace(finish="length"))
         is_over = tokens[-1].finish is not None if tokens else state.num_pending == 0
         if is_over:
             self._end(state)

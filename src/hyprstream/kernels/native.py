@@ -58,8 +58,12 @@ class Kernels:
             library, "packed_products", size, pointer, *[size] * 3, *[pointer] * 6
         )
         """Products with up to three `PackedMatrix`: see `quantised.cpp`."""
+        self.packed_peaks = _function(
+            library, "packed_peaks", size, pointer, *[size] * 3, *[pointer] * 3
+        )
+        """Largest numbers of products with a `PackedMatrix`: see `quantised.cpp`."""
         self.packed_rows = _function(library, "packed_rows", size, pointer, size, size, pointer)
-        """A `PackedMatrix` as numbers: see `quantised.cpp`."""
+        """A `PackedMatrix` as numbers: see `unpacked.cpp`."""
         self.packed_is_fast = _function(library, "packed_is_fast", result=size)
         """1 if this processor has the instructions that the products are written for."""
         self.multiplies_bfloat16 = _function(library, "multiplies_bfloat16", result=size)

@@ -55,4 +55,10 @@ INLINE float half_value(uint16_t half) {
     return half & 0x8000u ? -value : value;
 }
 
+INLINE void halves(const uint8_t* bytes, float* values) {
+    uint16_t bits[kTile];
+    std::memcpy(bits, bytes, sizeof bits);
+    for (int64_t i = 0; i < kTile; ++i) values[i] = half_value(bits[i]);
+}
+
 }  // namespace

@@ -1,5 +1,7 @@
 // The largest number of each row.
 
+#include "peaks.h"
+
 #include "numbers.h"
 
 namespace {
@@ -92,8 +94,6 @@ EVERY_PROCESSOR void peaks_bfloat16(const Bfloat16* rows, int64_t num_rows, int6
 
 extern "C" {
 
-// The largest number of each row, num_rows x size, size above 0, and its first place; of NaN
-// the first, if there is one.
 void hyprstream_peaks(int64_t kind, const void* rows, int64_t num_rows, int64_t size, float* values,
                       int64_t* places) {
     if (kind == 0)

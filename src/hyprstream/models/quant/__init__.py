@@ -5,7 +5,7 @@ Quantised weights stay quantised in memory. All are constants with one protocol,
 
 from hyprstream.models.quant.blocks import FORMATS, BlockFormat
 from hyprstream.models.quant.convert import Quantization, for_compute, quantize
-from hyprstream.models.quant.packed import PackedWeight, multiply_all
+from hyprstream.models.quant.packed import PackedWeight, multiply_all, peaks
 from hyprstream.models.quant.tiles import TiledWeight
 from hyprstream.models.quant.weight import BlockWeight, DenseWeight, Weight
 
@@ -20,5 +20,6 @@ __all__ = [
     "Weight",
     "for_compute",
     "multiply_all",
+    "peaks",
     "quantize",
 ]

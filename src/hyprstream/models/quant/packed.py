@@ -8,6 +8,7 @@ scale of its own; all others use exactly the values that the codes stand for.
 
 import ctypes
 import math
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -214,6 +215,33 @@ def multiply_all(
     threads = torch.get_num_threads()
     native.packed_products(KINDS["bfloat16"], x.data_ptr(), num_rows, threads, 0, *addresses)
     return results
+
+
+def peaks(weight: Weight, x: Float[Tensor, "T I"]) -> list[tuple[float, int]] | None:
+    """Return the largest number of each row of x W^T and its first place.
+
+    The others are never written: beside a large vocabulary that is memory spared. None where
+    `multiply_all` would return it.
+    """
+    native = kernels()
+    if native is None or x.dtype != torch.bfloat16 or kind_of(x) is None:
+        return None
+    if not isinstance(weight, PackedWeight) or not weight.is_local:
+        return None
+    x = x.contiguous()
+    num_rows = x.shape[0]
+    values, places = array("f", bytes(4 * num_rows)), array("q", bytes(8 * num_rows))
+    native.packed_peaks(
+        KINDS["bfloat16"],
+        x.data_ptr(),
+        num_rows,
+        torch.get_num_threads(),
+        0,
+        weight.address,
+        values.buffer_info()[0],
+        places.buffer_info()[0],
+    )
+    return list(zip(values, places, strict=True))
 
 
 def is_fast() -> bool:
