@@ -135,6 +135,12 @@ class RowSampler:
             or params.frequency_penalty != 0
             or params.presence_penalty != 0
         )
+        # Whether `takes_peak`, once there are min_tokens.
+        self._is_plain = (
+            params.temperature < _GREEDY_BELOW
+            and params.logprobs is None
+            and not (constraint is not None or params.logit_bias or self._has_penalties)
+        )
         self._tally = _Tally(prompt_ids if self._has_penalties else (), device)
 
     @property
@@ -166,8 +172,7 @@ class RowSampler:
 
         The peaks of many rows are found at once; `take_peak` then does the rest of `next`.
         """
-        is_greedy = self._params.temperature < _GREEDY_BELOW
-        return is_greedy and self._params.logprobs is None and not self._adjusts()
+        return self._is_plain and self._num_generated >= self._params.min_tokens
 
     def take_peak(self, token_id: int, *, room: int) -> TokenEvent:
         """Do as `next` does, for a row whose first largest logit is that of `token_id`."""
@@ -233,15 +238,11 @@ class RowSampler:
             self._tally.add(token_id)
         if self._constraint is not None and token_id not in self._end_ids:
             self._constraint.accept(token_id)
-        return TokenEvent(
-            token_id=token_id,
-            logprobs=logprobs,
-            finish=self._finish(token_id, room),
-            is_stop=token_id in self._end_ids,
-        )
+        is_stop = token_id in self._end_ids
+        return TokenEvent(token_id, logprobs, self._finish(room, is_stop=is_stop), is_stop)
 
-    def _finish(self, token_id: int, room: int) -> FinishReason | None:
-        if token_id in self._end_ids:
+    def _finish(self, room: int, *, is_stop: bool) -> FinishReason | None:
+        if is_stop:
             return "stop"
         if self._constraint is not None and self._constraint.is_finished:
             return "stop"

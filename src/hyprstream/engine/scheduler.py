@@ -273,6 +273,8 @@ class Scheduler:
 
     def _drafts(self, state: SequenceState, num_spare: int) -> tuple[int, ...]:
         """Guess what follows, as far as there is room without preempting anybody."""
+        if self._config.max_drafts == 0:
+            return ()
         num_known = len(state.token_ids)
         limit = min(num_spare, state.max_tokens - 1 - num_known)
         drafts = state.drafter.propose(state.token_ids, limit)
@@ -365,14 +367,15 @@ class Scheduler:
     def _row(self, state: SequenceState, num_tokens: int, drafts: tuple[int, ...] = ()) -> Row:
         self._planned.append(state)
         end = state.num_computed + num_tokens
+        token_ids = state.token_ids
         return Row(
-            sequence_id=state.id,
-            token_ids=(*state.token_ids[state.num_computed : end], *drafts),
-            start=state.num_computed,
-            blocks=state.blocks,
-            slot=state.slot,
+            state.id,
+            (*token_ids[state.num_computed : end], *drafts),
+            state.num_computed,
+            state.blocks,
+            state.slot,
+            samples=end == len(token_ids) and not state.request.embeds,
             num_drafts=len(drafts),
-            samples=end == len(state.token_ids) and not state.request.embeds,
         )
 
     def _advance(self, state: SequenceState, row: Row, result: Sampled) -> list[SequenceEvent]:

@@ -129,5 +129,6 @@ class TokenStream:
 
     def _wake(self) -> None:
         # A bare future, since an asyncio.Event for every token costs twice as much.
-        if self._reader is not None and not self._reader.done():
-            self._reader.set_result(None)
+        reader = self._reader
+        if reader is not None and not reader.done():
+            reader.set_result(None)
