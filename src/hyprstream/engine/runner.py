@@ -307,10 +307,9 @@ class ModelRunner(Generic[Weights]):
         events = []
         for i in range(1 + row.num_drafts):
             # Past min_tokens a sampler begins to take peaks, where none were looked up.
-            if best and sampler.takes_peak:
+            if logits is None or (best and sampler.takes_peak):
                 event = sampler.take_peak(_finite(best[begin + i]), room=room - i)
             else:
-                assert logits is not None, "a row wants more than its peak"
                 event = sampler.next(logits[begin + i], room=room - i)
             events.append(event)
             if event.finish is not None or drafts[i : i + 1] != (event.token_id,):

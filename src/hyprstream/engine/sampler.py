@@ -76,6 +76,24 @@ class RowSampler:
         seed: The seed in use; `params.seed`, or a fresh one where that is None.
     """
 
+    __slots__ = (
+        "_bias",
+        "_bias_ids",
+        "_constraint",
+        "_end_ids",
+        "_ends",
+        "_has_penalties",
+        "_is_plain",
+        "_masked_ids",
+        "_max_tokens",
+        "_min_tokens",
+        "_num_generated",
+        "_params",
+        "_random",
+        "_tally",
+        "seed",
+    )
+
     def __init__(
         self,
         params: SamplingParams,
@@ -109,6 +127,7 @@ class RowSampler:
             )
         self._constraint = constraint
         self._params = params
+        self._min_tokens, self._max_tokens = params.min_tokens, params.max_tokens
         self._num_generated = 0
         # random.Random, because torch's generator on the CPU ignores all but 32 bits of a seed.
         self.seed = secrets.randbits(63) if params.seed is None else params.seed
@@ -172,7 +191,7 @@ class RowSampler:
 
         The peaks of many rows are found at once; `take_peak` then does the rest of `next`.
         """
-        return self._is_plain and self._num_generated >= self._params.min_tokens
+        return self._is_plain and self._num_generated >= self._min_tokens
 
     def take_peak(self, token_id: int, *, room: int) -> TokenEvent:
         """Do as `next` does, for a row whose first largest logit is that of `token_id`."""
@@ -230,7 +249,7 @@ class RowSampler:
             scores[self._ends] = ends
 
     def _masks_ends(self) -> bool:
-        return self._num_generated < self._params.min_tokens
+        return self._num_generated < self._min_tokens
 
     def _take(self, token_id: int, logprobs: TokenLogprobs | None, room: int) -> TokenEvent:
         self._num_generated += 1
@@ -246,7 +265,7 @@ class RowSampler:
             return "stop"
         if self._constraint is not None and self._constraint.is_finished:
             return "stop"
-        if room <= 0 or self._num_generated == self._params.max_tokens:
+        if room <= 0 or self._num_generated == self._max_tokens:
             return "length"
         return None
 

@@ -253,11 +253,12 @@ class Scheduler:
         rows = []
         # At most half of what is left goes into guesses: prompts have to get on, too.
         num_spare = (self._config.max_batch_tokens - len(self._running)) // 2
+        guesses = self._config.max_drafts > 0
         # By rank: whatever is preempted on the way comes later and has no row yet.
         for state in tuple(self._running):
             if not state.is_running or state.num_pending > 1 or not self._grow(state):
                 continue
-            drafts = self._drafts(state, num_spare)
+            drafts = self._drafts(state, num_spare) if guesses else ()
             num_spare -= len(drafts)
             rows.append(self._row(state, 1, drafts))
         return rows
@@ -273,8 +274,6 @@ class Scheduler:
 
     def _drafts(self, state: SequenceState, num_spare: int) -> tuple[int, ...]:
         """Guess what follows, as far as there is room without preempting anybody."""
-        if self._config.max_drafts == 0:
-            return ()
         num_known = len(state.token_ids)
         limit = min(num_spare, state.max_tokens - 1 - num_known)
         drafts = state.drafter.propose(state.token_ids, limit)

@@ -44,6 +44,17 @@ class TokenStream:
         times: How far it got, and when.
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_abort",
+        "_events",
+        "_failure",
+        "_is_over",
+        "_reader",
+        "_request_id",
+        "times",
+    )
+
     def __init__(self, request_id: RequestId, abort: Abort) -> None:
         self.times = Times(time.time_ns())
         self._request_id = request_id
