@@ -338,20 +338,24 @@ void product_peaks(const Packed& w, const Codes& x, int64_t num_rows, int64_t ki
     for (int64_t row = 0; row < num_rows; ++row) places[row] = -1;
     const auto take = [&](int64_t begin, int64_t end) {
         thread_local std::vector<float> part, best;
-        thread_local std::vector<int64_t> at;
         const int64_t first = begin * 2 * kTile, last = end * 2 * kTile;
         const int64_t count = (last < w.outputs ? last : w.outputs) - first;
         part.resize(num_rows * count);
         best.resize(num_rows);
-        at.resize(num_rows);
         pairs_product(w, x, num_rows, {kind, part.data(), first, count}, multiply, begin, end);
-        hyprstream_peaks(kind, part.data(), num_rows, count, best.data(), at.data());
+        largest_of_rows(kind, part.data(), num_rows, count, best.data());
+        const int64_t row_bytes = count * (kind == 0 ? sizeof(float) : sizeof(Bfloat16));
         const std::lock_guard<std::mutex> lock(mutex);
         for (int64_t row = 0; row < num_rows; ++row) {
-            const int64_t place = first + at[row];
-            if (places[row] >= 0 && !goes_before(best[row], place, values[row], places[row]))
-                continue;
-            values[row] = best[row];
+            // Most pieces hold nothing larger than those before: their places do not matter.
+            if (places[row] >= 0 && best[row] < values[row]) continue;
+            float value;
+            int64_t place;
+            const char* numbers = reinterpret_cast<const char*>(part.data()) + row * row_bytes;
+            hyprstream_peaks(kind, numbers, 1, count, &value, &place);
+            place += first;
+            if (places[row] >= 0 && !goes_before(value, place, values[row], places[row])) continue;
+            values[row] = value;
             places[row] = place;
         }
     };
