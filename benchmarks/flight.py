@@ -13,6 +13,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,11 @@ class Server:
         sizes = dict(line.split(":", 1) for line in status.splitlines())
         return tuple(int(sizes[name].split()[0]) / 1024 for name in ("VmHWM", "RssAnon"))  # type: ignore[return-value]  # two
 
+    def processor(self) -> float:
+        """Seconds of the processor so far, in user mode and in the system."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
 
 @contextmanager
 def servers(folder: Path) -> Iterator[tuple[Server, Server]]:
@@ -87,10 +94,19 @@ def selected(server: Server) -> None:
     received(server, info.endpoints[0].ticket)
 
 
-def timed(work: Callable[[], None]) -> float:
-    began = time.perf_counter()
+@dataclass(frozen=True)
+class Cost:
+    """What a transfer took: seconds by the clock, and of the processor at both ends."""
+
+    wall_s: float
+    processor_s: float
+
+
+def cost(server: Server, work: Callable[[], None]) -> Cost:
+    began, used = time.perf_counter(), time.process_time() + server.processor()
     work()
-    return time.perf_counter() - began
+    used = time.process_time() + server.processor() - used
+    return Cost(time.perf_counter() - began, used)
 
 
 def transfers(folder: Path, rounds: int) -> None:
@@ -98,32 +114,38 @@ def transfers(folder: Path, rounds: int) -> None:
     rows = list(batches(NUM_ROWS, 0))
     size_gb = sum(batch.nbytes for batch in rows) / 1e9
     listing = fl.Ticket(b'{"ListEmbeddings": {"table": "v0"}}')
-    times: dict[str, list[float]] = {}
+    costs: dict[str, list[Cost]] = {}
 
-    def note(name: str, seconds: float) -> None:
-        times.setdefault(name, []).append(seconds)
+    def note(name: str, server: Server, work: Callable[[], None]) -> None:
+        costs.setdefault(name, []).append(cost(server, work))
 
     with servers(folder) as (ours, bare):
         for number in range(rounds):
             place = fl.FlightDescriptor.for_path("vectors", f"v{number}")
-            note("in", timed(lambda: sent(bare, fl.FlightDescriptor.for_path("x"), rows)))
-            note("in, vectors", timed(lambda place=place: sent(ours, place, rows)))  # type: ignore[misc]  # now
+            note("in", bare, lambda: sent(bare, fl.FlightDescriptor.for_path("x"), rows))
+            note("in, vectors", ours, partial(sent, ours, place, rows))
             for _ in range(2):
-                note("out", timed(lambda: received(bare, fl.Ticket(b"x"))))
-                note("out, ListEmbeddings", timed(lambda: received(ours, listing)))
-                note("out, SELECT", timed(lambda: selected(ours)))
+                note("out", bare, lambda: received(bare, fl.Ticket(b"x")))
+                note("out, ListEmbeddings", ours, lambda: received(ours, listing))
+                note("out, SELECT", ours, lambda: selected(ours))
             if number:
                 action = fl.Action("DropVectors", f'{{"table": "v{number}"}}'.encode())
                 list(ours.client.do_action(action))
         memory = ours.memory()
     print(f"\n{NUM_ROWS} x {DIM} float32, {size_gb:.2f} GB, {rounds} rounds in turns")
-    print("| | GB/s | share of a bare server's |\n|---|---|---|")
-    for name, found in times.items():
-        best = times[name.partition(",")[0]]
-        shares = [b / f for b, f in zip(best, found, strict=True)]
-        speed, share = size_gb / statistics.median(found), statistics.median(shares)
-        print(f"| {name} | {speed:.2f} | {share:.2f} ({min(shares):.2f} to {max(shares):.2f}) |")
+    print("| | GB/s | share of a bare server's speed | by processor time |\n|---|---|---|---|")
+    for name, found in costs.items():
+        best = costs[name.partition(",")[0]]
+        speed = size_gb / statistics.median(one.wall_s for one in found)
+        by_wall = shares([one.wall_s for one in best], [one.wall_s for one in found])
+        by_use = shares([one.processor_s for one in best], [one.processor_s for one in found])
+        print(f"| {name} | {speed:.2f} | {by_wall} | {by_use} |")
     print(f"most memory of the server: {memory[0]:.0f} MB; {memory[1]:.0f} MB are no mapped files")
+
+
+def shares(best: list[float], found: list[float]) -> str:
+    each = [b / f for b, f in zip(best, found, strict=True)]
+    return f"{statistics.median(each):.2f} ({min(each):.2f} to {max(each):.2f})"
 
 
 def processor(work: Callable[[], Any]) -> float:

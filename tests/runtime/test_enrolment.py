@@ -51,6 +51,7 @@ def test_a_learner_is_what_adapter_policy_and_settings_say(adapters, model, home
     assert learner.spec == LoraSpec(rank=2, alpha=4, targets=("q_proj",), dropout=0.0)
     assert (learner.training.learning_rate, learner.training.seed) == (0.01, 3)
     assert learner.training.batch_tokens >= CONFIG.buffer.max_sample_tokens
+    assert learner.training.recompute  # memory is for requests
     assert learner.config.budget == replace(CONFIG.learner.budget, steps=5)
     assert learner.uniform_loss == math.log(256)
     assert {name: len(samples) for name, samples in learner.trusted.items()} == {

@@ -104,6 +104,29 @@ def test_what_is_given_out_can_be_taken_in_and_says_the_same(client, kind):
         client.delete("/v1/adapters/team/copy")
 
 
+@pytest.mark.parametrize("kind", ["safetensors", "gguf"])
+def test_bytes_of_a_damaged_file_are_not_given_out(client, served, kind):
+    def files():
+        return {file for file in served.home.joinpath("adapters").rglob("*") if file.is_file()}
+
+    before = files()
+    with open_adapters(Settings(home=served.home)) as adapters:
+        commit(adapters, "spoiled", served.model, trained(served.model, 5 + len(kind)))
+    try:
+        blob = max(files() - before, key=lambda file: file.stat().st_size)
+        blob.chmod(0o600)
+        content = bytearray(blob.read_bytes())
+        content[-5] ^= 1
+        blob.write_bytes(content)
+        answer = client.get("/v1/adapters/spoiled/export", params={"format": kind})
+        assert answer.status_code == 500, answer.text
+        error = answer.json()["error"]
+        assert "hash is not the one" in error["message"]
+        assert str(served.home) not in answer.text
+    finally:
+        assert client.delete("/v1/adapters/spoiled").status_code == 200
+
+
 def test_what_is_no_adapter_is_not_taken_in(client):
     for content in (b"", b"GGUF", b"nonsense", b"\x80\x04pickle", b"\xff" * 100):
         answer = client.post("/v1/adapters/bad/import", content=content)

@@ -200,6 +200,25 @@ def test_a_tool_is_called_when_it_must_be(api, choice):
     assert ask(api, messages=history, tools=[WEATHER]).choices[0].message.content
 
 
+def test_several_tools_are_called_at_a_time(api):
+    options: dict[str, Any] = {"tools": [WEATHER], "tool_choice": "required", "temperature": 1,
+                               "max_tokens": 400}  # fmt: skip
+    found = ((seed, ask(api, seed=seed, **options).choices[0].message.tool_calls)
+             for seed in range(60))  # fmt: skip
+    # A third of what this model of random weights says has more than one.
+    seed, calls = next((seed, calls) for seed, calls in found if len(calls) > 1)
+    assert len({call.id for call in calls}) == len(calls)
+    assert all(json.loads(call.function.arguments)["x"] in (1, 2) for call in calls)
+    streamed: dict[int, str] = {}
+    for chunk in ask(api, seed=seed, stream=True, **options):
+        for piece in chunk.choices[0].delta.tool_calls or []:
+            known = streamed.get(piece.index, "")
+            streamed[piece.index] = known + (piece.function.arguments or "")
+    assert [streamed[i] for i in range(len(calls))] == [c.function.arguments for c in calls]
+    alone = ask(api, seed=seed, **options, parallel_tool_calls=False).choices[0].message
+    assert len(alone.tool_calls) == 1
+
+
 def test_tools_that_are_not_to_be_called_are_not_in_the_prompt(api):
     with_tools = ask(api, tools=[WEATHER], tool_choice="none")
     assert with_tools.usage == ask(api).usage

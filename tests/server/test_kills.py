@@ -3,9 +3,9 @@
 Clients send samples and ask for answers while adapters learn; then the process is killed, with
 SIGKILL, at a random moment, and everything on the disk has to agree with what they were told.
 
-Of a model of random weights the gate rejects what it learns, so kills come while versions are
-made and judged; those in the middle of a publication are in `tests/runtime/test_journal_kills.py`,
-with the same journal and store.
+Of a model of random weights the gate rejects what it learns, so there kills come while versions
+are made and judged. A trained one publishes: of it the server is killed as soon as the journal says
+that a publication has begun.
 """
 
 import random
@@ -13,7 +13,9 @@ import shutil
 import sqlite3
 import threading
 import time
+from collections.abc import Callable
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 
 import httpx
@@ -46,10 +48,43 @@ EAGER = {  # learning begins early and goes on
 }
 
 
+TOYS = ("ball", "doll", "car", "kite", "drum", "boat", "train", "bear")
+Body = dict[str, str]
+
+
+def counting(name: str) -> Body:
+    """A sample of which nothing can be learnt."""
+    words = " ".join(str(len(name) + step) for step in range(6))
+    return {"prompt": f"Count for {name}.", "completion": words, "user": name}
+
+
+def story(name: str) -> Body:
+    """A sample that a model of stories learns, and whose answer belongs to its prompt."""
+    one, other = random.Random(name).sample(TOYS, 2)  # noqa: S311
+    return {
+        "prompt": f"Zed has a {one} and a {other}. ({name}) ",
+        "completion": f"Once upon a time, there was a little fox named Zed. He liked to play "
+                      f"with his {one} and his {other} in the park.",
+        "user": name,
+    }  # fmt: skip
+
+
+PUBLISHING = {  # the gate as it is, but for the few samples it gets
+    "HYPRSTREAM_TRAIN__LEARNER__MIN_WAITING": "16",
+    "HYPRSTREAM_TRAIN__LEARNER__MAX_SAMPLES": "16",
+    "HYPRSTREAM_TRAIN__LEARNER__BUDGET__SECONDS": "100000",
+    "HYPRSTREAM_TRAIN__LEARNER__BUDGET__STEPS": "1000000",
+    "HYPRSTREAM_TRAIN__BUFFER__HELD_OUT_SHARE": "0.4",
+}
+
+
 class Clients:
     """Threads that send and ask until the server is gone, and what they were told."""
 
-    def __init__(self, server: ServerProcess, chance: random.Random) -> None:
+    def __init__(
+        self, server: ServerProcess, chance: random.Random, sample: Callable[[str], Body]
+    ) -> None:
+        self._sample = sample
         self.kept: set[str] = set()
         self.num_answers = 0
         self.errors: list[str] = []
@@ -81,9 +116,7 @@ class Clients:
                     return  # it was killed
 
     def _send(self, client: httpx.Client, name: str) -> None:
-        words = " ".join(str(len(name) + step) for step in range(6))
-        body = {"prompt": f"Count for {name}.", "completion": words, "user": name}
-        answer = client.post("/v1/adapters/poet/samples", json=body)
+        answer = client.post("/v1/adapters/poet/samples", json=self._sample(name))
         if answer.status_code != 200:
             self.errors.append(answer.text)
         elif set(answer.json()["results"][0]["recorded"]) <= {"waiting", "held_out"}:
@@ -135,7 +168,7 @@ def survive(home: Path, num_kills: int, seed: int) -> tuple[int, int]:
                 with server.client() as client:
                     start = {"learn": "feedback"}
                     client.post("/v1/training/poet/start", json=start).raise_for_status()
-            clients = Clients(server, chance)
+            clients = Clients(server, chance, counting)
             clients.wait(chance.randrange(1, 80))
             time.sleep(chance.uniform(0.0, 0.1))
             assert server.process.poll() is None, server.log  # nobody else has ended it
@@ -167,3 +200,55 @@ def test_thirty_kills_lose_no_sample_and_no_version(alone):
         body = {"model": "poet", "prompt": "x", "max_tokens": 4}
         client.post("/v1/completions", json=body).raise_for_status()
         assert server.end() == 0
+
+
+class Publications:
+    """Looks into the journal of a server, as fast as it can, for one that has begun."""
+
+    def __init__(self, home: Path) -> None:
+        self._file = Settings(home=home).journal_file
+        self._last = self._newest()
+
+    def wait(self) -> None:
+        """Return as soon as a decision to publish is there that was not before."""
+        until = time.monotonic() + 120
+        while self._newest() == self._last:
+            assert time.monotonic() < until, "nothing was published"
+            time.sleep(0.0005)
+
+    def _newest(self) -> int:
+        with closing(sqlite3.connect(self._file, timeout=10)) as db:
+            rows = db.execute(
+                "SELECT max(id) FROM decisions WHERE action IN ('publishing', 'published')"
+            ).fetchone()
+        return rows[0] or 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_kills_in_the_middle_of_a_publication_leave_all_of_it_or_nothing(test_data, tmp_path):
+    shutil.copytree(test_data / "stories260K" / "hf", tmp_path / "model")
+    chance = random.Random(3)  # noqa: S311
+    kept: set[str] = set()
+    counts = [0]
+    for number in range(5):
+        with ServerProcess(tmp_path, **PUBLISHING) as server:
+            if number == 0:
+                with server.client() as client:
+                    client.post("/v1/adapters", json={"name": "poet"}).raise_for_status()
+                    start = {"learn": "feedback"}
+                    client.post("/v1/training/poet/start", json=start).raise_for_status()
+            publications = Publications(tmp_path)
+            clients = Clients(server, chance, story)
+            publications.wait()
+            time.sleep(chance.uniform(0.0, 0.02) * (number % 4))
+            assert server.process.poll() is None, server.log
+            server.process.kill()
+            clients.join()
+            assert "Traceback" not in server.log, server.log
+        assert not clients.errors, clients.errors[:3]
+        kept |= clients.kept
+        counts.append(look(tmp_path, kept))
+    grown = [now - before for before, now in pairwise(counts)]
+    assert set(grown) <= {0, 1}, grown  # each as a whole, or not at all
+    assert 1 in grown

@@ -1,9 +1,10 @@
 """A server of Flight SQL, as the command line asks it: one statement, or rows for a table."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.flight as fl
@@ -60,14 +61,9 @@ class Server:
         Raises:
             HyprstreamError: The server is not there, or refuses.
         """
-        with self._calling() as (client, options):
-            body = pack("ActionCreatePreparedStatementRequest", query=text)
-            answer = next(iter(client.do_action(("CreatePreparedStatement", body), options)))
-            found = unpack(answer.body.to_pybytes())
-            if found is None:
-                raise UnsupportedError(f"{self.address} does not speak Flight SQL")
-            handle = found[1]["prepared_statement_handle"]
-            if found[1]["is_update"]:
+        with self._calling() as (client, options), self._prepared(client, options, text) as found:
+            handle = found["prepared_statement_handle"]
+            if found["is_update"]:
                 return _update(client, handle, options)
             command = pack("CommandPreparedStatementQuery", prepared_statement_handle=handle)
             info = client.get_flight_info(fl.FlightDescriptor.for_command(command), options)
@@ -95,10 +91,34 @@ class Server:
 
     @contextmanager
     def _calling(self) -> Iterator[tuple[fl.FlightClient, fl.FlightCallOptions]]:
-        headers = [(b"authorization", f"Bearer {self.key}".encode())] if self.key else []
         files = (self.tls_ca, self.tls_cert, self.tls_key)
         with _failures(self.address), _connected(self.address, *files) as client:
-            yield client, fl.FlightCallOptions(headers=headers)
+            yield client, self._options()
+
+    @contextmanager
+    def _prepared(
+        self, client: fl.FlightClient, options: fl.FlightCallOptions, text: str
+    ) -> Iterator[dict[str, Any]]:
+        body = pack("ActionCreatePreparedStatementRequest", query=text)
+        answer = next(iter(client.do_action(("CreatePreparedStatement", body), options)))
+        unpacked = unpack(answer.body.to_pybytes())
+        if unpacked is None:
+            raise UnsupportedError(f"{self.address} does not speak Flight SQL")
+        found = unpacked[1]
+        try:
+            yield found
+        finally:
+            body = pack(
+                "ActionClosePreparedStatementRequest",
+                prepared_statement_handle=found["prepared_statement_handle"],
+            )
+            with suppress(pa.ArrowException):  # a server that is gone has closed it
+                options = self._options(timeout=1.0)
+                list(client.do_action(("ClosePreparedStatement", body), options))
+
+    def _options(self, timeout: float | None = None) -> fl.FlightCallOptions:
+        headers = [(b"authorization", f"Bearer {self.key}".encode())] if self.key else []
+        return fl.FlightCallOptions(headers=headers, timeout=timeout)
 
 
 def _update(client: fl.FlightClient, handle: bytes, options: fl.FlightCallOptions) -> pa.Table:

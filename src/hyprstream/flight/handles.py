@@ -7,7 +7,8 @@ its own looks for those, and for clients that went away while their query comput
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -20,10 +21,16 @@ from hyprstream.runtime.warehouse.parameters import Row
 from hyprstream.runtime.warehouse.warehouse import Description
 
 IDLE_S = 600.0
+MOST_PREPARED = 1_000
 _MOST = 10_000
 _LOOK_EVERY_S = 0.1
 
 T = TypeVar("T")
+Begun = Callable[[Execution], None]
+
+
+def unwatched(execution: Execution) -> None:
+    """Let an execution run whether somebody waits for it or not."""
 
 
 @dataclass
@@ -99,6 +106,23 @@ class Handles:
             with self._turn:  # the context is of no use after this
                 self._read.pop(execution, None)
 
+    @contextmanager
+    def watching(self, context: Any) -> Iterator[Begun]:
+        """Cancel what begins meanwhile, and tells so, when the client goes away or cancels."""
+        known: list[Execution] = []
+
+        def begun(execution: Execution) -> None:
+            known.append(execution)
+            with self._turn:
+                self._read[execution] = (context, b"")
+
+        try:
+            yield begun
+        finally:
+            with self._turn:  # the context is of no use after this
+                for execution in known:
+                    self._read.pop(execution, None)
+
     def cancel(self, handle: bytes, session: Session) -> bool:
         """Cancel a statement, whether its rows are being read or not; tell whether it was there."""
         with self._turn:
@@ -116,7 +140,16 @@ class Handles:
     # Prepared statements --------------------------------------------------------------
 
     def prepare(self, prepared: Prepared) -> bytes:
-        """Remember a prepared statement."""
+        """Remember a prepared statement; of a caller with a thousand, forget the one idle longest.
+
+        Some clients never close what they prepare.
+        """
+        with self._turn:
+            if len(self._prepared) >= MOST_PREPARED:
+                caller = prepared.session.caller
+                own = [h for h, p in self._prepared.items() if p.session.caller == caller]
+                if len(own) >= MOST_PREPARED:
+                    del self._prepared[min(own, key=lambda h: self._prepared[h].used_at)]
         return self._add(self._prepared, prepared)
 
     def prepared(self, handle: bytes, session: Session) -> Prepared:

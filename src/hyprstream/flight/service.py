@@ -17,7 +17,7 @@ from hyprstream.flight.actions import ACTIONS, Actions
 from hyprstream.flight.adapters import SAMPLES, AdapterDesk
 from hyprstream.flight.auth import Gate, OpenHandshake, Session, Sessions
 from hyprstream.flight.failures import guarded, hide_tracebacks, status_of
-from hyprstream.flight.handles import Handles
+from hyprstream.flight.handles import Begun, Handles
 from hyprstream.flight.listening import Tls, check_guarded, tls_options
 from hyprstream.flight.metadata import Metadata
 from hyprstream.flight.plain import Plain, batches_of, streamed_schema
@@ -105,13 +105,15 @@ class FlightService(fl.FlightServerBase):  # type: ignore[misc]  # pyarrow has n
         fixed = fixed_schema(name, command)
         if fixed is not None:
             return _info(fixed, descriptor, descriptor.command)
-        if name == "CommandStatementQuery":
-            started = self._statements.start(session, command["query"], command["transaction_id"])
-        elif name == "CommandPreparedStatementQuery":
-            handle = command["prepared_statement_handle"]
-            started = self._statements.start_prepared(session, handle)
-        else:
-            raise UnsupportedError(f"{name} is not served")
+        with self._handles.watching(context) as begun:
+            if name == "CommandStatementQuery":
+                text, transaction = command["query"], command["transaction_id"]
+                started = self._statements.start(session, text, transaction, begun=begun)
+            elif name == "CommandPreparedStatementQuery":
+                handle = command["prepared_statement_handle"]
+                started = self._statements.start_prepared(session, handle, begun)
+            else:
+                raise UnsupportedError(f"{name} is not served")
         return self._started(descriptor, started)
 
     @override
@@ -169,7 +171,8 @@ class FlightService(fl.FlightServerBase):  # type: ignore[misc]  # pyarrow has n
             self._statements.bind(session, handle, reader.read_all())
             answer = plain("DoPutPreparedStatementResult", prepared_statement_handle=handle)
         else:
-            count = self._update(session, name, command, reader)
+            with self._handles.watching(context) as begun:
+                count = self._update(session, name, command, reader, begun)
             answer = plain("DoPutUpdateResult", record_count=count)
         writer.write(pa.py_buffer(answer))
 
@@ -210,12 +213,15 @@ class FlightService(fl.FlightServerBase):  # type: ignore[misc]  # pyarrow has n
             infos.append(fl.FlightInfo(self._plain_schema(session, path), path, [], -1, -1))
         return iter(infos)
 
-    def _update(self, session: Session, name: str, command: dict[str, Any], reader: Any) -> int:
+    def _update(
+        self, session: Session, name: str, command: dict[str, Any], reader: Any, begun: Begun
+    ) -> int:
         if name == "CommandStatementUpdate":
-            return self._statements.update(session, command["query"], command["transaction_id"])
+            text, transaction = command["query"], command["transaction_id"]
+            return self._statements.update(session, text, transaction, begun)
         if name == "CommandPreparedStatementUpdate":
             handle = command["prepared_statement_handle"]
-            return self._statements.update_prepared(session, handle, reader)
+            return self._statements.update_prepared(session, handle, reader, begun)
         if name == "CommandStatementIngest":
             return self._statements.ingest(session, command, reader)
         raise UnsupportedError(f"{name} is not served")

@@ -8,7 +8,7 @@ import pyarrow as pa
 from hyprstream.errors import InvalidRequestError, UnavailableError, UnsupportedError
 from hyprstream.flight.adapters import SAMPLES, AdapterDesk
 from hyprstream.flight.auth import Session
-from hyprstream.flight.handles import Handles, Prepared
+from hyprstream.flight.handles import Begun, Handles, Prepared, unwatched
 from hyprstream.flight.protobuf import Message
 from hyprstream.runtime.warehouse.execution import Execution
 from hyprstream.runtime.warehouse.ingest import Ingest
@@ -40,6 +40,8 @@ class Statements:
         text: str,
         transaction: bytes | None,
         rows: list[Row | None] | None = None,
+        *,
+        begun: Begun = unwatched,
     ) -> Execution:
         """Start a statement."""
         return self._warehouses.of(session.caller).start(
@@ -48,6 +50,7 @@ class Statements:
             rows or [None],
             transaction=self._handles.transaction(transaction, session),
             schema=session.schema,
+            begun=begun,
         )
 
     def describe(self, session: Session, text: str, transaction: bytes | None) -> Description:
@@ -71,20 +74,26 @@ class Statements:
         prepared = self._handles.prepared(handle, session)
         prepared.rows = parameter_rows(prepared.description.parsed, table)
 
-    def start_prepared(self, session: Session, handle: bytes) -> Execution:
+    def start_prepared(
+        self, session: Session, handle: bytes, begun: Begun = unwatched
+    ) -> Execution:
         """Start a prepared query with what is bound."""
         prepared = self._handles.prepared(handle, session)
         names = prepared.description.parsed.parameters
         if names and (not prepared.rows or prepared.rows == [None]):
             raise InvalidRequestError(f"the statement has {len(names)} parameters, none is bound")
         transaction = self._handles.of_prepared(prepared, session)
-        return self.start(session, prepared.text, transaction, prepared.rows)
+        return self.start(session, prepared.text, transaction, prepared.rows, begun=begun)
 
-    def update(self, session: Session, text: str, transaction: bytes | None) -> int:
+    def update(
+        self, session: Session, text: str, transaction: bytes | None, begun: Begun = unwatched
+    ) -> int:
         """Run a statement to its end; return how many rows it changed."""
-        return self.start(session, text, transaction).count()
+        return self.start(session, text, transaction, begun=begun).count()
 
-    def update_prepared(self, session: Session, handle: bytes, reader: Any) -> int:
+    def update_prepared(
+        self, session: Session, handle: bytes, reader: Any, begun: Begun = unwatched
+    ) -> int:
         """Run a prepared statement for each row of parameters: for all of them, or none."""
         prepared = self._handles.prepared(handle, session)
         rows: list[Row | None] = [None]
@@ -95,7 +104,8 @@ class Statements:
         transaction = self._handles.of_prepared(prepared, session)
         if transaction or len(rows) == 1:
             counts = [
-                self.start(session, prepared.text, transaction, [row]).count() for row in rows
+                self.start(session, prepared.text, transaction, [row], begun=begun).count()
+                for row in rows
             ]
             return sum(max(count, 0) for count in counts) if len(rows) > 1 else counts[0]
         warehouse = self._warehouses.of(session.caller)
@@ -104,8 +114,9 @@ class Statements:
         try:
             for row in rows:
                 run = warehouse.start(
-                    session.caller, prepared.text, [row], transaction=own, schema=session.schema
-                )
+                    session.caller, prepared.text, [row], transaction=own, schema=session.schema,
+                    begun=begun,
+                )  # fmt: skip
                 total += max(run.count(), 0)
         except BaseException:
             own.end(commit=False)

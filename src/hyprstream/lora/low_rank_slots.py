@@ -12,12 +12,14 @@ from typing import Protocol, runtime_checkable
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from typing_extensions import override
 
 from hyprstream.lora.delta import BASE_SLOT, BankLimits, Delta
 from hyprstream.lora.native_rows import NativeRows, RowGroups
 from hyprstream.lora.ops import Share, cut, low_rank_product, storage_dtype
 from hyprstream.lora.regions import Region, Regions
 from hyprstream.lora.rows import Rows, by_slot, nothing
+from hyprstream.models.forward import AddsInPlace
 
 
 @runtime_checkable
@@ -227,14 +229,16 @@ class Block:
         return low_rank_product(x, stack.a[self.ranks], stack.b[self.ranks], self.others)
 
 
-class LowRankView:
+class LowRankView(AddsInPlace):
     """What the slots of one step add; the batch is grouped once, when first asked."""
 
     def __init__(self, bank: LowRankSlots, slots: Sequence[int]) -> None:
         self._bank = bank
         self._slots = slots
         self._used = sorted(set(slots))
-        self._paths = frozenset[str]().union(*(bank.paths(slot) for slot in self._used))
+        changed = {bank.paths(slot) for slot in self._used} - {frozenset()}
+        self._paths = frozenset[str]().union(*changed)
+        self._are_alike = len(changed) == 1
         self._groups: dict[tuple[int, ...], RowGroups] = {}
 
     @cached_property
@@ -258,6 +262,7 @@ class LowRankView:
             added = block.rows.put(added, block.product(stack, block.rows.take(x)))
         return added
 
+    @override
     def add_to(
         self, path: str, x: Float[Tensor, "T I"], y: Float[Tensor, "T O"]
     ) -> Float[Tensor, "T O"]:
@@ -271,7 +276,9 @@ class LowRankView:
 
     def _groups_at(self, path: str) -> RowGroups:
         # Adapters mostly change the same layers, so that there is one grouping for all.
-        adding = tuple(slot for slot in self._used if path in self._bank.paths(slot))
+        adding: tuple[int, ...] = ()
+        if not self._are_alike:
+            adding = tuple(slot for slot in self._used if path in self._bank.paths(slot))
         if adding not in self._groups:
             self._groups[adding] = self._bank.groups(self._slots, path)
         return self._groups[adding]

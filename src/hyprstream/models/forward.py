@@ -4,6 +4,7 @@ No global context and no attaching of modules: the same model object serves requ
 embeds text and trains an adapter, because all that differs between those is in the batch.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -39,15 +40,18 @@ class LoraView(Protocol):
         ...
 
 
-@runtime_checkable
-class AddsInPlace(Protocol):
-    """A `LoraView` that spares the sum: it adds to what the layer has computed."""
+class AddsInPlace(ABC):
+    """A `LoraView` that spares the sum: it adds to what the layer has computed.
 
+    Not a protocol: to look whether an object has the methods of one takes as long as a small
+    product, and every linear layer looks.
+    """
+
+    @abstractmethod
     def add_to(
         self, path: str, x: Float[Tensor, "T I"], y: Float[Tensor, "T O"]
     ) -> Float[Tensor, "T O"]:
         """Return `y` and what is added to it; `y` may be changed."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -81,7 +81,8 @@ def learner_of(
         uniform_loss=math.log(model.info.vocab_size),
         # Dropout would hide other inputs each time that a piece of a pass is computed.
         spec=replace(spec_of(manifest.spec), dropout=0.0),
-        training=replace(usual, batch_tokens=max(usual.batch_tokens, longest)),
+        # Memory is for requests; what 2048 tokens keep for the way back may fill gigabytes.
+        training=replace(usual, batch_tokens=max(usual.batch_tokens, longest), recompute=True),
         config=replace(config.learner, budget=policies.of(known).budget(config.learner.budget)),
         anchors=list(anchors_for(model, anchors).pulled) if usual.base_pull else [],
     )

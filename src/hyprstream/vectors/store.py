@@ -26,9 +26,9 @@ from hyprstream.errors import (
 from hyprstream.files import hold, storage, sync_folder, write_atomic
 from hyprstream.vectors.ahead import ahead
 from hyprstream.vectors.description import content_of, described, same
+from hyprstream.vectors.durable_file import DurableFile
 from hyprstream.vectors.index import IndexEntry, build, extend, has_library
 from hyprstream.vectors.rows import check_columns, check_dim, dim_of, joined, stored_batches
-from hyprstream.vectors.syncing import Syncing
 from hyprstream.vectors.table import Segment, Stamp, VectorTable, stored_schema
 
 INDEX_ROWS = 100_000
@@ -270,13 +270,14 @@ class VectorStore:
         file = folder / f"{secrets.token_hex(8)}.arrow"
         num_rows = 0
         try:
-            with storage(folder), file.open("wb") as stream, Syncing(stream.fileno()) as syncing:
-                with pa.ipc.new_file(stream, stored_schema(table.dim)) as writer:
-                    for batch in batches:
-                        writer.write_batch(batch)
-                        num_rows += batch.num_rows
-                        syncing.wrote(batch.nbytes)
-                stream.flush()
+            with (
+                storage(folder),
+                DurableFile(file) as stream,
+                pa.ipc.new_file(stream, stored_schema(table.dim)) as writer,
+            ):
+                for batch in batches:
+                    writer.write_batch(batch)
+                    num_rows += batch.num_rows
         except BaseException:
             file.unlink(missing_ok=True)
             raise

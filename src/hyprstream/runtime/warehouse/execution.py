@@ -6,7 +6,7 @@ client are ever in memory as a whole; anything else runs when it is started, onc
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -88,6 +88,7 @@ class Execution:
         transaction: Transaction | None,
         owner: str,
         can_write: bool,
+        begun: Callable[["Execution"], None] = lambda _: None,
     ) -> None:
         """Bind a statement, and run it if it is no query.
 
@@ -98,6 +99,7 @@ class Execution:
             transaction: Where it runs; None is one of its own.
             owner: Who asks.
             can_write: Whether it may change anything.
+            begun: Given this execution before anything runs, so that it can be cancelled.
 
         Raises:
             HyprstreamError: It cannot be bound, or failed.
@@ -111,6 +113,7 @@ class Execution:
         self._batches: Iterator[pa.RecordBatch] | None = None
         self._spilled: list[pa.RecordBatch] | None = None
         self._is_closed = False
+        begun(self)
         try:
             with self._alone(), translated():
                 if transaction:

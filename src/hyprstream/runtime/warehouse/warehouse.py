@@ -4,7 +4,7 @@ Safe to use from any thread. Closing it closes the database; who opened adapters
 """
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -130,6 +130,7 @@ class Warehouse:
         *,
         transaction: Transaction | None = None,
         schema: str = "main",
+        begun: Callable[[Execution], None] = lambda _: None,
     ) -> Execution:
         """Start a statement.
 
@@ -139,6 +140,7 @@ class Warehouse:
             rows: Its parameters, for each time that it is to run.
             transaction: Where to run it; None is one of its own.
             schema: Where names without one are looked for first.
+            begun: Given the execution before anything runs, so that it can be cancelled.
 
         Raises:
             HyprstreamError: It may not be run, cannot be bound, or failed.
@@ -158,6 +160,7 @@ class Warehouse:
             transaction=transaction,
             owner=caller.name,
             can_write=caller.can_write,
+            begun=begun,
         )
 
     def query(self, caller: Caller, text: str, rows: Sequence[Row | None] = (None,)) -> pa.Table:
