@@ -7,7 +7,7 @@ requests are in the batch before the clock starts, so that peers need no padding
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from benchmarks.engine_peers import llama_cpp_peer, transformers_peer
 from hyprstream.engine.assembly import build_core
 from hyprstream.engine.config import EngineConfig
 from hyprstream.engine.core import EngineCore
-from hyprstream.engine.engine import Engine
 from hyprstream.engine.request import Request, SamplingParams
 from hyprstream.lora.kinds.low_rank import LowRank
 from hyprstream.lora.weights import LoraWeights
@@ -96,9 +95,7 @@ def decode_speed(model: Decoder, case: Case) -> float:
 def ours(file: Path, option: str) -> Results:
     model = load(file, option)
     results = {case.key: decode_speed(model, case) for case in CASES}
-    results |= gains(model)
-    results["overhead_ms"] = overhead_ms(model)
-    return results
+    return results | gains(model)
 
 
 def gains(model: Decoder) -> Results:
@@ -137,60 +134,6 @@ def longest_step(model: Decoder, budget: int) -> float:
         longest = max(longest, time.process_time() - began)
     core.abort_all()
     return longest
-
-
-def overhead_ms(model: Decoder, num_requests: int = 16) -> float:
-    """Milliseconds per step outside the model, streams to the event loop included."""
-    import asyncio
-
-    inside = 0.0
-    num_steps = 0
-
-    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
-            nonlocal inside
-            began = time.thread_time()
-            try:
-                return function(*arguments)
-            finally:
-                inside += time.thread_time() - began
-
-        return call
-
-    core = core_of(model, kv_memory_bytes=1 << 26)  # soon all used before, as in a long run
-    config = EngineConfig()
-    forward, logits, step = model.forward, model.logits, core.step
-
-    def counted() -> Any:
-        nonlocal num_steps
-        num_steps += 1
-        return step()
-
-    vars(model).update(forward=timed(forward), logits=timed(logits))
-    vars(core).update(step=counted)
-
-    async def serve() -> float:
-        async with Engine(core, config) as engine:
-
-            async def read(stream: Any) -> None:
-                async for _ in stream:
-                    pass
-
-            for _ in range(3):
-                streams = [engine.submit(request(n, prompt(n), 64)) for n in range(num_requests)]
-                await asyncio.gather(*(read(stream) for stream in streams))
-            streams = [engine.submit(request(n, prompt(n), 64)) for n in range(num_requests)]
-            for stream in streams:
-                await anext(stream)
-            nonlocal inside, num_steps
-            inside, num_steps = 0.0, 0
-            began = time.process_time()
-            await asyncio.gather(*(read(stream) for stream in streams))
-            return time.process_time() - began
-
-    seconds = asyncio.run(serve())
-    del vars(model)["forward"], vars(model)["logits"]
-    return 1000 * (seconds - inside) / num_steps
 
 
 def main(engine: str, file: str, option: str) -> None:

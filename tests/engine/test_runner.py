@@ -10,7 +10,7 @@ from hyprstream.engine.encoder_runner import EncoderRunner
 from hyprstream.engine.generate import generate
 from hyprstream.engine.paged_cache import block_bytes
 from hyprstream.engine.plan import Plan, Row, Runner, SequenceId, Start
-from hyprstream.engine.request import MAX_SEED, Grammar, SamplingParams
+from hyprstream.engine.request import MAX_SEED, Grammar, Request, SamplingParams
 from hyprstream.engine.runner import ModelRunner
 from hyprstream.errors import (
     InvalidRequestError,
@@ -429,3 +429,25 @@ def test_an_encoder_embeds_a_batch_as_one_by_one(encoder):
 def test_an_encoder_refuses_a_text_that_was_cut(encoder):
     with pytest.raises(AssertionError, match="cut"):
         EncoderRunner(encoder).run(Plan(rows=(row(PROMPT[4:], 4),)))
+
+
+@pytest.mark.parametrize(
+    "neighbour", [SamplingParams(seed=3), SamplingParams(temperature=0, min_tokens=3)]
+)
+def test_greedy_answers_of_packed_models_do_not_depend_on_who_wants_logits(test_data, neighbour):
+    file = test_data / "stories260K" / "gguf" / "stories260K-Q4_0.gguf"
+    model = open_model(file).load(device=torch.device("cpu"), dtype=torch.bfloat16)
+    runner = runner_of(model)
+    for index, params in enumerate((GREEDY, GREEDY, neighbour)):
+        start = Start(sequence_id=row(PROMPT, index=index).sequence_id, request=Request(
+            id=RequestId("r"), token_ids=PROMPT, params=params
+        ))  # fmt: skip
+        runner.run(Plan(rows=(), starts=(start,)))
+    only = runner.run(Plan(rows=(row(PROMPT),)))
+    both = runner.run(Plan(rows=(row(PROMPT, index=1), row(PROMPT, index=2))))
+    (alone_event,), (event,) = (
+        sampled[SequenceId(RequestId("r"), index)].events
+        for sampled, index in ((only, 0), (both, 1))
+    )
+    assert alone_event == event
+    assert len(both) == 2

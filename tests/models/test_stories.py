@@ -12,6 +12,8 @@ from hyprstream.engine.generate import generate
 from hyprstream.engine.request import SamplingParams
 from hyprstream.models.decoder import Decoder
 from hyprstream.models.load import open_model
+from hyprstream.models.quant import PackedWeight
+from tests.engine.stepping import RowByRow, random_adapter
 from tests.models.reference import cached_logits, packed_logits
 
 EXACT = ("gguf/stories260K-F32.gguf", "gguf/stories260K-F16.gguf", "gguf/stories260K-BF16.gguf")
@@ -118,3 +120,26 @@ def test_quantised_files_lose_no_more_than_the_format_does(stories, dtype):
             worst = (packed_difference(model, reference, ids)).item()
             recorded = entry["max_abs_logit_diff_vs_fp32"]
             assert worst == pytest.approx(recorded, rel=1e-3, abs=1e-3), entry["file"]
+
+
+def test_the_peaks_of_a_packed_head_are_those_of_its_logits(stories):
+    model = load(stories / "gguf" / "stories260K-Q4_0.gguf", torch.bfloat16)
+    if not isinstance(vars(model)["_head"].weight, PackedWeight):
+        pytest.skip("this processor does not multiply packed weights")
+    ids = story(stories)
+    with torch.inference_mode():
+        hidden = model.embedded(ids)
+        best = model.logits(hidden).max(dim=1)
+        assert model.peaks(hidden) == list(
+            zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        )
+        adapter = {
+            path: (a.bfloat16(), b.bfloat16()) for path, (a, b) in random_adapter(model, 0).items()
+        }
+        changed = RowByRow({1: adapter}, [1] * len(hidden))
+        assert model.peaks(hidden, changed) is None, "an adapter changes the head"
+
+
+def test_peaks_are_left_to_the_logits_where_they_are_dense(stories):
+    model = load(stories / "hf")
+    assert model.peaks(torch.zeros(1, model.config.width)) is None

@@ -100,10 +100,9 @@ class SequenceMemory:
 
     def grow(self, state: SequenceState, num_tokens: int) -> bool:
         """Make sure that a sequence has blocks for `num_tokens`; False if too few are free."""
-        num_missing = self._num_blocks(num_tokens) - len(state.blocks)
-        if num_missing <= 0:
+        if num_tokens <= self.capacity(state):
             return True
-        added = self._pool.extend(num_missing)
+        added = self._pool.extend(self._num_blocks(num_tokens) - len(state.blocks))
         if added is None:
             return False
         state.blocks += added

@@ -50,13 +50,16 @@ class NativeAttention:
             tokens: Their tokens within the step.
             block_tokens: Positions per block.
         """
-        ends, tables, blocks = array("i"), array("i"), array("i")
+        ends: list[int] = []
+        tables: list[int] = []
+        blocks: list[int] = []
         for row in rows:
-            first = row.start + 1
-            ends.extend(range(first, first + len(row.token_ids)))
-            tables.extend([len(blocks)] * len(row.token_ids))
-            blocks.extend(row.blocks)
-        return NativeShare(self, tokens, block_tokens, ends, tables, blocks)
+            num_tokens = len(row.token_ids)
+            ends += range(row.start + 1, row.start + 1 + num_tokens)
+            tables += (len(blocks),) * num_tokens
+            blocks += row.blocks
+        arrays = array("i", ends), array("i", tables), array("i", blocks)
+        return NativeShare(self, tokens, block_tokens, *arrays)
 
     def attend(
         self,

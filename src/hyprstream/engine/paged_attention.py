@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hyprstream.engine.indices import indices
 from hyprstream.engine.native_attention import MAX_TOKENS, NativeAttention
 from hyprstream.engine.paged_cache import PagedCache
 from hyprstream.engine.plan import Row
@@ -65,16 +66,14 @@ class PagedAttention:
         self._layers = config.attention
         self._cache = cache
         places: list[int] = []
-        begun: list[int] = []
         for row in rows:
-            end = row.start + len(row.token_ids)
-            assert end <= len(row.blocks) * size, f"{end} positions in {len(row.blocks)} blocks"
-            places += [row.blocks[p // size] * size + p % size for p in range(row.start, end)]
-            if end % size and row.start <= end // size * size:
-                begun.append(row.blocks[end // size])  # others are full, or were begun before
-        self._places = torch.tensor(places, device=cache.device)
+            blocks, end = row.blocks, row.start + len(row.token_ids)
+            assert end <= len(blocks) * size, f"{end} positions in {len(blocks)} blocks"
+            for position in range(row.start, end):
+                places.append(blocks[position // size] * size + position % size)  # noqa: PERF401
+        self._places = indices(places, cache.device)
         if native is None:
-            cache.clear(begun)
+            cache.clear(_begun(rows, size))
         self._shares = {
             window: list(_shares(rows, window, config, cache, native))
             for window in {layer.window for layer in config.attention}
@@ -92,6 +91,16 @@ class PagedAttention:
         keys, values = self._cache.write(layer, self._places, k, v)
         mixed = [share.attend(config, q, keys, values) for share in self._shares[config.window]]
         return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+
+
+def _begun(rows: Sequence[Row], size: int) -> list[int]:
+    """Return the blocks that rows begin and do not fill."""
+    ends = [(row, row.start + len(row.token_ids)) for row in rows]
+    return [
+        row.blocks[end // size]
+        for row, end in ends
+        if end % size and row.start <= end // size * size
+    ]
 
 
 @runtime_checkable

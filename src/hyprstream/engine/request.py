@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from hyprstream.errors import InvalidRequestError
 from hyprstream.refs import RequestId, VersionId
@@ -214,9 +214,8 @@ class TokenLogprobs:
     top: tuple[tuple[int, float], ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenEvent:
-    """One generated token.
+class TokenEvent(NamedTuple):
+    """One generated token. A tuple, as what else there is for each sequence and step.
 
     Attributes:
         token_id: The token.

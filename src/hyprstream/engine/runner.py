@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hyprstream.engine.answer import Answer, Embedding
+from hyprstream.engine.indices import indices
 from hyprstream.engine.logits import token_logprobs
 from hyprstream.engine.native_attention import NativeAttention
 from hyprstream.engine.paged_attention import PagedAttention
@@ -204,14 +205,8 @@ class ModelRunner(Generic[Weights]):
             begin, end = end, end + len(row.token_ids)
             state = self._sequences[row.sequence_id]
             result = _NOTHING
-            try:
-                if isinstance(state, Embedding):
-                    result = Sampled(embedding=state.add(row.start, hidden[begin:end]))
-                elif state.num_top is not None:
-                    scores = self._score_prompt(row, state, hidden[begin:end])
-                    result = Sampled(prompt_logprobs=scores)
-            except HyprstreamError as error:
-                result = Sampled(error=error)
+            if isinstance(state, Embedding) or state.num_top is not None:
+                result = self._whole_prompt(row, state, hidden[begin:end])
             sampled[row.sequence_id] = result
             if row.samples and result.error is None:
                 assert isinstance(state, Answer), f"{row.sequence_id} embeds and samples"
@@ -220,14 +215,29 @@ class ModelRunner(Generic[Weights]):
             self._sample(hidden, group, sampled)
         return sampled
 
+    def _whole_prompt(
+        self, row: Row, state: Answer | Embedding, hidden: Float[Tensor, "T C"]
+    ) -> Sampled:
+        """Take what is wanted of every position of a row."""
+        try:
+            if isinstance(state, Embedding):
+                return Sampled(embedding=state.add(row.start, hidden))
+            return Sampled(prompt_logprobs=self._score_prompt(row, state, hidden))
+        except HyprstreamError as error:
+            return Sampled(error=error)
+
     def _forward(self, rows: Sequence[Row]) -> Float[Tensor, "T C"]:
         """Compute the hidden states of all rows, packed in this order."""
         device = self._model.device
         token_ids = [token for row in rows for token in row.token_ids]
-        positions = [row.start + i for row in rows for i in range(len(row.token_ids))]
+        positions = [
+            position
+            for row in rows
+            for position in range(row.start, row.start + len(row.token_ids))
+        ]
         batch = ForwardBatch(
-            token_ids=torch.tensor(token_ids, device=device),
-            positions=torch.tensor(positions, device=device),
+            token_ids=indices(token_ids, device),
+            positions=indices(positions, device),
             attention=PagedAttention(self._model.config, self._cache, rows, native=self._native),
             lora=self._view([row.slot for row in rows for _ in row.token_ids]),
         )
@@ -249,25 +259,38 @@ class ModelRunner(Generic[Weights]):
         scored = [i for _, _, tokens in group for i in tokens]
         slots = [row.slot for row, _, tokens in group for _ in tokens]
         if len(scored) < len(hidden):  # else it is all of them, in order
-            hidden = hidden.index_select(0, torch.tensor(scored, device=hidden.device))
-        logits = self._model.logits(hidden, self._view(slots))
-        takes_peaks = any(answer.sampler.takes_peak for _, answer, _ in group)
-        best = self._peaks.find(logits) if takes_peaks else []
+            hidden = hidden.index_select(0, indices(scored, hidden.device))
+        logits, best = self._scores(hidden, self._view(slots), [s.sampler for _, s, _ in group])
         end = 0
         for row, answer, tokens in group:
             begin, end = end, end + len(tokens)
-            scores = sampled[row.sequence_id].prompt_logprobs
             try:
                 events = self._choose(row, answer.sampler, logits, best, begin)
-                sampled[row.sequence_id] = Sampled(events=events, prompt_logprobs=scores)
+                scores = sampled[row.sequence_id].prompt_logprobs
+                sampled[row.sequence_id] = Sampled(events, scores)
             except HyprstreamError as error:
                 sampled[row.sequence_id] = Sampled(error=error)
+
+    def _scores(
+        self,
+        hidden: Float[Tensor, "N C"],
+        lora: LoraView | None,
+        samplers: Sequence[RowSampler],
+    ) -> tuple[Float[Tensor, "N V"] | None, Sequence[Peak]]:
+        """Return logits, and their peaks if they matter; no logits if nothing else does."""
+        takes_peaks = [sampler.takes_peak for sampler in samplers]
+        if all(takes_peaks):
+            best = self._model.peaks(hidden, lora)
+            if best is not None:
+                return None, best
+        logits = self._model.logits(hidden, lora)
+        return logits, self._peaks.find(logits) if any(takes_peaks) else []
 
     def _choose(
         self,
         row: Row,
         sampler: RowSampler,
-        logits: Float[Tensor, "N V"],
+        logits: Float[Tensor, "N V"] | None,
         best: Sequence[Peak],
         begin: int,
     ) -> tuple[TokenEvent, ...]:
@@ -284,7 +307,7 @@ class ModelRunner(Generic[Weights]):
         events = []
         for i in range(1 + row.num_drafts):
             # Past min_tokens a sampler begins to take peaks, where none were looked up.
-            if best and sampler.takes_peak:
+            if logits is None or (best and sampler.takes_peak):
                 event = sampler.take_peak(_finite(best[begin + i]), room=room - i)
             else:
                 event = sampler.next(logits[begin + i], room=room - i)

@@ -76,6 +76,24 @@ class RowSampler:
         seed: The seed in use; `params.seed`, or a fresh one where that is None.
     """
 
+    __slots__ = (
+        "_bias",
+        "_bias_ids",
+        "_constraint",
+        "_end_ids",
+        "_ends",
+        "_has_penalties",
+        "_is_plain",
+        "_masked_ids",
+        "_max_tokens",
+        "_min_tokens",
+        "_num_generated",
+        "_params",
+        "_random",
+        "_tally",
+        "seed",
+    )
+
     def __init__(
         self,
         params: SamplingParams,
@@ -109,6 +127,7 @@ class RowSampler:
             )
         self._constraint = constraint
         self._params = params
+        self._min_tokens, self._max_tokens = params.min_tokens, params.max_tokens
         self._num_generated = 0
         # random.Random, because torch's generator on the CPU ignores all but 32 bits of a seed.
         self.seed = secrets.randbits(63) if params.seed is None else params.seed
@@ -134,6 +153,12 @@ class RowSampler:
             params.repetition_penalty != 1
             or params.frequency_penalty != 0
             or params.presence_penalty != 0
+        )
+        # Whether `takes_peak`, once there are min_tokens.
+        self._is_plain = (
+            params.temperature < _GREEDY_BELOW
+            and params.logprobs is None
+            and not (constraint is not None or params.logit_bias or self._has_penalties)
         )
         self._tally = _Tally(prompt_ids if self._has_penalties else (), device)
 
@@ -166,8 +191,7 @@ class RowSampler:
 
         The peaks of many rows are found at once; `take_peak` then does the rest of `next`.
         """
-        is_greedy = self._params.temperature < _GREEDY_BELOW
-        return is_greedy and self._params.logprobs is None and not self._adjusts()
+        return self._is_plain and self._num_generated >= self._min_tokens
 
     def take_peak(self, token_id: int, *, room: int) -> TokenEvent:
         """Do as `next` does, for a row whose first largest logit is that of `token_id`."""
@@ -225,7 +249,7 @@ class RowSampler:
             scores[self._ends] = ends
 
     def _masks_ends(self) -> bool:
-        return self._num_generated < self._params.min_tokens
+        return self._num_generated < self._min_tokens
 
     def _take(self, token_id: int, logprobs: TokenLogprobs | None, room: int) -> TokenEvent:
         self._num_generated += 1
@@ -233,19 +257,15 @@ class RowSampler:
             self._tally.add(token_id)
         if self._constraint is not None and token_id not in self._end_ids:
             self._constraint.accept(token_id)
-        return TokenEvent(
-            token_id=token_id,
-            logprobs=logprobs,
-            finish=self._finish(token_id, room),
-            is_stop=token_id in self._end_ids,
-        )
+        is_stop = token_id in self._end_ids
+        return TokenEvent(token_id, logprobs, self._finish(room, is_stop=is_stop), is_stop)
 
-    def _finish(self, token_id: int, room: int) -> FinishReason | None:
-        if token_id in self._end_ids:
+    def _finish(self, room: int, *, is_stop: bool) -> FinishReason | None:
+        if is_stop:
             return "stop"
         if self._constraint is not None and self._constraint.is_finished:
             return "stop"
-        if room <= 0 or self._num_generated == self._params.max_tokens:
+        if room <= 0 or self._num_generated == self._max_tokens:
             return "length"
         return None
 

@@ -257,11 +257,12 @@ class Scheduler:
         rows = []
         # At most half of what is left goes into guesses: prompts have to get on, too.
         num_spare = (self._config.max_batch_tokens - len(self._running)) // 2
+        guesses = self._config.max_drafts > 0
         # By rank: whatever is preempted on the way comes later and has no row yet.
         for state in tuple(self._running):
             if not state.is_running or state.num_pending > 1 or not self._grow(state):
                 continue
-            drafts = self._drafts(state, num_spare)
+            drafts = self._drafts(state, num_spare) if guesses else ()
             num_spare -= len(drafts)
             rows.append(self._row(state, 1, drafts))
         return rows
@@ -369,14 +370,15 @@ class Scheduler:
     def _row(self, state: SequenceState, num_tokens: int, drafts: tuple[int, ...] = ()) -> Row:
         self._planned.append(state)
         end = state.num_computed + num_tokens
+        token_ids = state.token_ids
         return Row(
-            sequence_id=state.id,
-            token_ids=(*state.token_ids[state.num_computed : end], *drafts),
-            start=state.num_computed,
-            blocks=state.blocks,
-            slot=state.slot,
+            state.id,
+            (*token_ids[state.num_computed : end], *drafts),
+            state.num_computed,
+            state.blocks,
+            state.slot,
+            samples=end == len(token_ids) and not state.request.embeds,
             num_drafts=len(drafts),
-            samples=end == len(state.token_ids) and not state.request.embeds,
         )
 
     def _advance(self, state: SequenceState, row: Row, result: Sampled) -> list[SequenceEvent]:
@@ -398,7 +400,7 @@ class Scheduler:
         self._memory.remember(state)
 
         if tokens and tokens[-1].finish is None and len(state.token_ids) >= state.max_tokens:
-            tokens = (*tokens[:-1], replace(tokens[-1], finish="length"))
+            tokens = (*tokens[:-1], tokens[-1]._replace(finish="length"))
         is_over = tokens[-1].finish is not None if tokens else state.num_pending == 0
         if is_over:
             self._end(state)

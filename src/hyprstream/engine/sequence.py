@@ -140,21 +140,19 @@ class SequenceState:
             result: What else came of the step.
             is_over: Nothing more will come.
         """
-        events = []
-        scores = self._unreported(result.prompt_logprobs)
-        if scores or result.embedding is not None:
-            is_last = is_over and not tokens
-            events.append(
-                SequenceEvent(
-                    sequence_id=self.id,
+        events = [
+            SequenceEvent(self.id, token, is_last=token.finish is not None) for token in tokens
+        ]
+        if result.prompt_logprobs or result.embedding is not None:
+            scores = self._unreported(result.prompt_logprobs)
+            if scores or result.embedding is not None:
+                first = SequenceEvent(
+                    self.id,
                     prompt_logprobs=scores,
                     embedding=result.embedding,
-                    is_last=is_last,
+                    is_last=is_over and not tokens,
                 )
-            )
-        for token in tokens:
-            is_last = token.finish is not None
-            events.append(SequenceEvent(sequence_id=self.id, token=token, is_last=is_last))
+                events.insert(0, first)
         return events
 
     def _unreported(self, scores: tuple[TokenLogprobs, ...]) -> tuple[TokenLogprobs, ...]:

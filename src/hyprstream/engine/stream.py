@@ -44,6 +44,17 @@ class TokenStream:
         times: How far it got, and when.
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_abort",
+        "_events",
+        "_failure",
+        "_is_over",
+        "_reader",
+        "_request_id",
+        "times",
+    )
+
     def __init__(self, request_id: RequestId, abort: Abort) -> None:
         self.times = Times(time.time_ns())
         self._request_id = request_id
@@ -129,5 +140,6 @@ class TokenStream:
 
     def _wake(self) -> None:
         # A bare future, since an asyncio.Event for every token costs twice as much.
-        if self._reader is not None and not self._reader.done():
-            self._reader.set_result(None)
+        reader = self._reader
+        if reader is not None and not reader.done():
+            reader.set_result(None)

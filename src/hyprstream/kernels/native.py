@@ -95,8 +95,12 @@ class Kernels:
             library, "packed_products", size, pointer, *[size] * 3, *[pointer] * 6
         )
         """Products with up to three `PackedMatrix`: see `quantised.cpp`."""
+        self.packed_peaks = _function(
+            library, "packed_peaks", size, pointer, *[size] * 3, *[pointer] * 3
+        )
+        """Largest numbers of products with a `PackedMatrix`: see `quantised.cpp`."""
         self.packed_rows = _function(library, "packed_rows", size, pointer, size, size, pointer)
-        """A `PackedMatrix` as numbers: see `quantised.cpp`."""
+        """A `PackedMatrix` as numbers: see `unpacked.cpp`."""
         self.dense_products = _function(
             library, "dense_products", size, pointer, *[size] * 3, *[pointer] * 6
         )

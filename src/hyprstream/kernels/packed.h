@@ -61,6 +61,12 @@ INLINE float half_value(uint16_t half) {
     return half & 0x8000u ? -value : value;
 }
 
+INLINE void halves(const uint8_t* bytes, float* values) {
+    uint16_t bits[kTile];
+    std::memcpy(bits, bytes, sizeof bits);
+    for (int64_t i = 0; i < kTile; ++i) values[i] = half_value(bits[i]);
+}
+
 }  // namespace
 
 // Multiplies one or two neighbouring tiles: y is rows x tiles x 16.

@@ -1,5 +1,7 @@
 // The largest number of each row.
 
+#include "peaks.h"
+
 #include "numbers.h"
 
 namespace {
@@ -78,6 +80,25 @@ INLINE void peaks(const Number* rows, int64_t num_rows, int64_t size, float* val
         peak(rows + row * size, size, values + row, places + row);
 }
 
+template <typename Number>
+INLINE void largest_each(const Number* rows, int64_t num_rows, int64_t size, float* values) {
+    for (int64_t row = 0; row < num_rows; ++row) {
+        bool is_odd = false;
+        values[row] = largest(rows + row * size, size, &is_odd);
+        if (is_odd) values[row] = __builtin_nanf("");
+    }
+}
+
+EVERY_PROCESSOR void largest_float(const float* rows, int64_t num_rows, int64_t size,
+                                   float* values) {
+    largest_each(rows, num_rows, size, values);
+}
+
+EVERY_PROCESSOR void largest_bfloat16(const Bfloat16* rows, int64_t num_rows, int64_t size,
+                                      float* values) {
+    largest_each(rows, num_rows, size, values);
+}
+
 EVERY_PROCESSOR void peaks_float(const float* rows, int64_t num_rows, int64_t size, float* values,
                                  int64_t* places) {
     peaks(rows, num_rows, size, values, places);
@@ -90,10 +111,16 @@ EVERY_PROCESSOR void peaks_bfloat16(const Bfloat16* rows, int64_t num_rows, int6
 
 }  // namespace
 
+void largest_of_rows(int64_t kind, const void* rows, int64_t num_rows, int64_t size,
+                     float* values) {
+    if (kind == 0)
+        largest_float(static_cast<const float*>(rows), num_rows, size, values);
+    else
+        largest_bfloat16(static_cast<const Bfloat16*>(rows), num_rows, size, values);
+}
+
 extern "C" {
 
-// The largest number of each row, num_rows x size, size above 0, and its first place; of NaN
-// the first, if there is one.
 void hyprstream_peaks(int64_t kind, const void* rows, int64_t num_rows, int64_t size, float* values,
                       int64_t* places) {
     if (kind == 0)

@@ -1,14 +1,16 @@
-// Products with quantised weights, and the weights themselves.
+// Products with quantised weights.
 //
 // Activations are rounded to 8 bits, each group of 16 or 32 with a scale of its own; products of
 // integers are exact, and a group's product is added in float. A row's results are the same
 // whatever the other rows are, and whichever instructions compute the integers.
 
 #include <cmath>
+#include <mutex>
 #include <vector>
 
 #include "instructions.h"
 #include "packed.h"
+#include "peaks.h"
 #include "pool.h"
 
 
@@ -16,6 +18,7 @@ namespace {
 
 constexpr int64_t kRowsOfPiece = 64;
 constexpr int64_t kWorkOfPiece = 1 << 18;  // weights times rows: some 10 us
+constexpr int64_t kPairsOfPeaks = 16;  // pairs of tiles, 512 outputs, of which peaks are found at once
 constexpr float kLargest = 127.0f;
 
 template <typename Number>
@@ -107,12 +110,6 @@ INLINE int32_t code_at(const Packed& w, const uint8_t* codes, int64_t output, in
     return input < half ? both & 15 : both >> 4;
 }
 
-INLINE void halves(const uint8_t* bytes, float* values) {
-    uint16_t bits[kTile];
-    std::memcpy(bits, bytes, sizeof bits);
-    for (int64_t i = 0; i < kTile; ++i) values[i] = half_value(bits[i]);
-}
-
 void plain_product(const Packed& w, const uint8_t* tile, int64_t num_tiles, const Codes& x,
                    int64_t num_rows, float* y) {
     const int64_t groups = w.groups();
@@ -164,88 +161,91 @@ EVERY_PROCESSOR void put_bfloats(const float* results, int64_t num_rows, int64_t
     put(results, num_rows, width, count, y, stride);
 }
 
+// Where results go: outputs from `first` on, of one kind of number.
+struct Target {
+    int64_t kind;
+    void* y;
+    int64_t first, stride;  // the stride is that of rows
+};
+
 // One or two neighbouring tiles, from `t` on.
-void tiles_product(const Packed& w, const Codes& x, int64_t num_rows, int64_t kind, void* y,
+void tiles_product(const Packed& w, const Codes& x, int64_t num_rows, const Target& target,
                    TileProduct multiply, int64_t t, int64_t num_tiles) {
     thread_local std::vector<float> results;
     results.resize(num_rows * kTile * 2);
     multiply(w, w.tiles + t * w.tile_bytes(), num_tiles, x, num_rows, results.data());
     const int64_t first = t * kTile, width = num_tiles * kTile;
     const int64_t count = w.outputs - first < width ? w.outputs - first : width;
-    if (kind == 0)
-        put_floats(results.data(), num_rows, width, count, static_cast<float*>(y) + first,
-                   w.outputs);
+    const int64_t place = first - target.first;
+    if (target.kind == 0)
+        put_floats(results.data(), num_rows, width, count, static_cast<float*>(target.y) + place,
+                   target.stride);
     else
-        put_bfloats(results.data(), num_rows, width, count, static_cast<Bfloat16*>(y) + first,
-                    w.outputs);
+        put_bfloats(results.data(), num_rows, width, count,
+                    static_cast<Bfloat16*>(target.y) + place, target.stride);
 }
+
+void pairs_product(const Packed& w, const Codes& x, int64_t num_rows, const Target& target,
+                   TileProduct multiply, int64_t begin, int64_t end) {
+    const int64_t tiles = (w.outputs + kTile - 1) / kTile;
+    for (int64_t pair = begin; pair < end; ++pair)
+        tiles_product(w, x, num_rows, target, multiply, pair * 2, pair * 2 + 1 < tiles ? 2 : 1);
+}
+
+int64_t num_pairs(const Packed& w) { return (w.outputs + 2 * kTile - 1) / (2 * kTile); }
 
 void product(const Packed& w, const Codes& x, int64_t num_rows, int64_t kind, void* y,
              int64_t instructions, int64_t threads) {
     const TileProduct multiply = choose(w, instructions);
-    const int64_t tiles = (w.outputs + kTile - 1) / kTile;
+    const Target target{kind, y, 0, w.outputs};
     const int64_t work = w.inputs * kTile * 2 * num_rows;  // of a pair of tiles
     const int64_t grain = work < kWorkOfPiece ? kWorkOfPiece / work : 1;
-    parallel(threads, (tiles + 1) / 2, grain, [&](int64_t begin, int64_t end) {
-        for (int64_t pair = begin; pair < end; ++pair)
-            tiles_product(w, x, num_rows, kind, y, multiply, pair * 2,
-                          pair * 2 + 1 < tiles ? 2 : 1);
+    parallel(threads, num_pairs(w), grain, [&](int64_t begin, int64_t end) {
+        pairs_product(w, x, num_rows, target, multiply, begin, end);
     });
 }
 
-// --- The weights as numbers ---
+// Tell whether a number is a peak rather than the other: NaN before all, of equals the first.
+bool goes_before(float value, int64_t place, float other, int64_t other_place) {
+    const bool is_nan = value != value, other_is_nan = other != other;
+    if (is_nan != other_is_nan) return is_nan;
+    if (value > other || value < other) return value > other;
+    return place < other_place;
+}
 
-// The codes of a group, output by output.
-INLINE void spread(const Packed& w, const uint8_t* group, uint32_t codes[kTile][8]) {
-    const int64_t quads = w.code_bytes() / (kTile * kQuad);
-    for (int64_t q = 0; q < quads; ++q) {
-        uint32_t four[kTile];
-        std::memcpy(four, group + q * sizeof four, sizeof four);
-        for (int64_t output = 0; output < kTile; ++output) {
-            codes[output][q] = w.bits == 8 ? four[output] : four[output] & 0x0f0f0f0fu;
-            if (w.bits == 4) codes[output][quads + q] = (four[output] >> 4) & 0x0f0f0f0fu;
+// The peak of each row of the product, of which no more is kept than fits the nearest cache.
+void product_peaks(const Packed& w, const Codes& x, int64_t num_rows, int64_t kind,
+                   int64_t instructions, int64_t threads, float* values, int64_t* places) {
+    const TileProduct multiply = choose(w, instructions);
+    std::mutex mutex;
+    for (int64_t row = 0; row < num_rows; ++row) places[row] = -1;
+    const auto take = [&](int64_t begin, int64_t end) {
+        thread_local std::vector<float> part, best;
+        const int64_t first = begin * 2 * kTile, last = end * 2 * kTile;
+        const int64_t count = (last < w.outputs ? last : w.outputs) - first;
+        part.resize(num_rows * count);
+        best.resize(num_rows);
+        pairs_product(w, x, num_rows, {kind, part.data(), first, count}, multiply, begin, end);
+        largest_of_rows(kind, part.data(), num_rows, count, best.data());
+        const int64_t row_bytes = count * (kind == 0 ? sizeof(float) : sizeof(Bfloat16));
+        const std::lock_guard<std::mutex> lock(mutex);
+        for (int64_t row = 0; row < num_rows; ++row) {
+            // Most pieces hold nothing larger than those before: their places do not matter.
+            if (places[row] >= 0 && best[row] < values[row]) continue;
+            float value;
+            int64_t place;
+            const char* numbers = reinterpret_cast<const char*>(part.data()) + row * row_bytes;
+            hyprstream_peaks(kind, numbers, 1, count, &value, &place);
+            place += first;
+            if (places[row] >= 0 && !goes_before(value, place, values[row], places[row])) continue;
+            values[row] = value;
+            places[row] = place;
         }
-    }
-}
-
-template <int64_t kGroup, typename Number>
-INLINE void unpack(const Packed& w, int64_t first, int64_t last, Number* matrix) {
-    const int32_t zero = w.affine() ? 0 : static_cast<int32_t>(w.zero);
-    for (int64_t t = first / kTile; t * kTile < last; ++t) {
-        const uint8_t* group = w.tiles + t * w.tile_bytes();
-        const int64_t count = last - t * kTile < kTile ? last - t * kTile : kTile;
-        for (int64_t g = 0; g < w.groups(); ++g, group += w.group_bytes()) {
-            float scales[kTile], offsets[kTile] = {0};
-            halves(group + w.code_bytes(), scales);
-            if (w.affine()) halves(group + w.code_bytes() + kTile * 2, offsets);
-            uint32_t quads[kTile][8];
-            spread(w, group, quads);
-            for (int64_t output = 0; output < count; ++output) {
-                uint8_t codes[kGroup];
-                std::memcpy(codes, quads[output], sizeof codes);
-                const float scale = scales[output] * w.factor;
-                const float offset = offsets[output] * w.factor;
-                Number* row = matrix + (t * kTile - first + output) * w.inputs + g * kGroup;
-                for (int64_t i = 0; i < kGroup; ++i)
-                    narrow(static_cast<float>(codes[i] - zero) * scale + offset, row + i);
-            }
-        }
-    }
-}
-
-EVERY_PROCESSOR void unpack_floats(const Packed& w, int64_t first, int64_t last, float* matrix) {
-    if (w.group == 16)
-        unpack<16>(w, first, last, matrix);
-    else
-        unpack<32>(w, first, last, matrix);
-}
-
-EVERY_PROCESSOR void unpack_bfloats(const Packed& w, int64_t first, int64_t last,
-                                    Bfloat16* matrix) {
-    if (w.group == 16)
-        unpack<16>(w, first, last, matrix);
-    else
-        unpack<32>(w, first, last, matrix);
+    };
+    parallel(threads, num_pairs(w), kPairsOfPeaks, [&](int64_t begin, int64_t end) {
+        for (int64_t pair = begin; pair < end; pair += kPairsOfPeaks)
+            take(pair, pair + kPairsOfPeaks < end ? pair + kPairsOfPeaks : end);
+    });
 }
 
 }  // namespace
@@ -273,12 +273,12 @@ void hyprstream_packed_products(int64_t kind, const void* x, int64_t num_rows, i
     }
 }
 
-// The rows from `first`, a multiple of 16, to `last` of W, as numbers: written to `matrix`.
-void hyprstream_packed_rows(int64_t kind, void* matrix, int64_t first, int64_t last,
-                            const Packed* w) {
-    if (kind == 0)
-        unpack_floats(*w, first, last, static_cast<float*>(matrix));
-    else
-        unpack_bfloats(*w, first, last, static_cast<Bfloat16*>(matrix));
+// The largest number of each row of x W^T and its first place, as hyprstream_peaks finds them.
+void hyprstream_packed_peaks(int64_t kind, const void* x, int64_t num_rows, int64_t threads,
+                             int64_t instructions, const Packed* w, float* values,
+                             int64_t* places) {
+    thread_local Buffers buffers;
+    buffers.round(kind, x, num_rows, *w, threads);
+    product_peaks(*w, buffers.view(), num_rows, kind, instructions, threads, values, places);
 }
 }

@@ -152,6 +152,17 @@ class Decoder:
         cap = self.config.logit_softcap
         return scores if cap is None else torch.tanh(scores / cap) * cap
 
+    def peaks(
+        self, hidden: Float[Tensor, "N C"], lora: LoraView | None = None
+    ) -> list[tuple[float, int]] | None:
+        """Return the largest of each row of `logits`, and the first entry that has it.
+
+        None where finding it takes the logits.
+        """
+        if self.config.logit_softcap is not None:
+            return None
+        return self._head.peaks(hidden, lora)
+
     def _tables(self, batch: ForwardBatch) -> list[RotaryTables]:
         return [rotary.tables(batch.positions, self.dtype) for rotary in self._rotary]
 

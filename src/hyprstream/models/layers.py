@@ -16,7 +16,7 @@ from torch import Tensor
 from hyprstream.models import native
 from hyprstream.models.config import Activation, ModelConfig
 from hyprstream.models.forward import AddsInPlace, ForwardBatch, LoraView
-from hyprstream.models.quant import Weight, multiply_all
+from hyprstream.models.quant import Weight, multiply_all, peaks
 from hyprstream.models.rotary import rotate
 
 RotaryTables = tuple[Float[Tensor, "T 1 W"], Float[Tensor, "T 1 W"]]
@@ -53,6 +53,19 @@ class Linear:
             y = y + self.bias[outputs]
         delta = None if lora is None else lora.delta(self.path, x)
         return y if delta is None else y + delta[:, outputs]
+
+    def peaks(
+        self, x: Float[Tensor, "T I"], lora: LoraView | None
+    ) -> list[tuple[float, int]] | None:
+        """Return the largest output of each row and its first place.
+
+        None where the outputs have to be there for it.
+        """
+        if self.bias is not None:
+            return None
+        if lora is not None and lora.delta(self.path, x) is not None:
+            return None
+        return peaks(self.weight, x)
 
     def added(
         self, y: Float[Tensor, "T O"], x: Float[Tensor, "T I"], lora: LoraView | None

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hyprstream.kernels.native import Instructions
 from hyprstream.models import native
-from hyprstream.models.quant import PackedWeight, multiply_all, packed
+from hyprstream.models.quant import PackedWeight, multiply_all, packed, peaks
 from hyprstream.models.quant.groups import Groups
 from hyprstream.models.quant.packed import Form
 
@@ -189,3 +189,59 @@ def test_a_gradient_is_that_of_the_weights_and_not_of_rounded_rows() -> None:
     upstream = torch.randn(y.shape, generator=generator)
     (gradient,) = torch.autograd.grad(y, x, upstream)
     torch.testing.assert_close(gradient, upstream @ matrix, rtol=1e-5, atol=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(case=cases())
+def test_peaks_are_those_of_the_products(case: tuple[PackedWeight, Tensor, Tensor]) -> None:
+    weight, _, x = case
+    y = weight.direct(x)
+    assert y is not None
+    assert peaks(weight, x) == first_peaks(y)
+
+
+@pytest.mark.parametrize("num_outputs", [512, 513, 1555])
+def test_peaks_of_many_outputs_are_the_first_whoever_finds_them(num_outputs: int) -> None:
+    generator = torch.Generator().manual_seed(num_outputs)
+    half = torch.randint(-8, 8, (num_outputs // 2, 2, 32), generator=generator)
+    codes = torch.cat((half, half, half))[:num_outputs].to(torch.int8)  # each peak is there twice
+    form = Form(bits=4, group=32, zero=8)
+    weight = packed.pack((num_outputs, 64), form, "test", lambda start, stop: Groups(
+        codes=codes[start:stop], scale=torch.full((stop - start, 2), 0.01)
+    ))  # fmt: skip
+    x = torch.randn(9, 64, generator=generator).bfloat16()
+    x[3] = 0.0
+    x[5, 7] = float("nan")
+    kernels = native.kernels()
+    assert kernels is not None
+    for rows in (x, x.float()):
+        kind, y = native.kind_of(rows), rows.new_empty(9, num_outputs)
+        ends = [weight.address, y.data_ptr(), None, None, None, None]
+        kernels.packed_products(kind, rows.data_ptr(), 9, 1, 0, *ends)
+        for threads, level in product((1, 2, 3), Instructions):
+            if level > kernels.available:
+                continue
+            values, places = torch.empty(9), torch.empty(9, dtype=torch.long)
+            found = values.data_ptr(), places.data_ptr()
+            how = kind, rows.data_ptr(), 9, threads, level
+            kernels.packed_peaks(*how, weight.address, *found)
+            best = y.max(dim=1)
+            assert torch.equal(places, best.indices)
+            assert torch.equal(values.nan_to_num(), best.values.float().nan_to_num())
+            assert values[5].isnan()
+
+
+def test_there_are_no_peaks_where_the_kernel_does_not_multiply() -> None:
+    codes = torch.ones(16, 1, 32, dtype=torch.int8)
+    weight = packed.pack((16, 32), FORMS[0], "test", lambda start, stop: Groups(
+        codes=codes[start:stop, :, :16].reshape(-1, 1, 16).repeat(1, 2, 1),
+        scale=torch.ones(stop - start, 2),
+        offset=torch.zeros(stop - start, 2),
+    ))  # fmt: skip
+    assert peaks(weight, torch.ones(1, 32)) is None
+    assert peaks(weight, torch.ones(1, 32).bfloat16()) == [(32.0, 0)]
+
+
+def first_peaks(y: Tensor) -> list[tuple[float, int]]:
+    best = y.max(dim=1)
+    return list(zip(best.values.tolist(), best.indices.tolist(), strict=True))

@@ -7,7 +7,7 @@ from hyprstream.models.quant.blocks import FORMATS, BlockFormat
 from hyprstream.models.quant.convert import Quantization, for_compute, quantize
 from hyprstream.models.quant.packed import PackedWeight
 from hyprstream.models.quant.tiles import TiledWeight
-from hyprstream.models.quant.together import multiply_all
+from hyprstream.models.quant.together import multiply_all, peaks
 from hyprstream.models.quant.weight import BlockWeight, DenseWeight, Weight
 
 __all__ = [
@@ -21,5 +21,6 @@ __all__ = [
     "Weight",
     "for_compute",
     "multiply_all",
+    "peaks",
     "quantize",
 ]

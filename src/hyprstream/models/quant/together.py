@@ -5,6 +5,7 @@ torch, which is the reference.
 """
 
 import ctypes
+from array import array
 from collections.abc import Sequence
 from functools import cache
 
@@ -77,6 +78,39 @@ def multiply_all(
     how = torch.get_num_threads(), native.instructions
     multiply(KINDS["bfloat16"], x.data_ptr(), x.shape[0], *how, *ends)
     return results
+
+
+def peaks(weight: object, x: Float[Tensor, "T I"]) -> list[tuple[float, int]] | None:
+    """Return the largest number of each row of x W^T and its first place.
+
+    The others are never written: beside a large vocabulary that is memory spared. None where
+    the weight is not packed, or `multiply_all` would return it.
+
+    Args:
+        weight: For the kernels if it is packed.
+        x: Rows in bfloat16.
+    """
+    native = kernels()
+    if native is None or x.dtype != torch.bfloat16 or kind_of(x) is None:
+        return None
+    if not isinstance(weight, NativeWeight) or not isinstance(weight.matrix, PackedMatrix):
+        return None
+    if weight.address is None:
+        return None
+    x = x.contiguous()
+    num_rows = x.shape[0]
+    values, places = array("f", bytes(4 * num_rows)), array("q", bytes(8 * num_rows))
+    native.packed_peaks(
+        KINDS["bfloat16"],
+        x.data_ptr(),
+        num_rows,
+        torch.get_num_threads(),
+        native.instructions,
+        weight.address,
+        values.buffer_info()[0],
+        places.buffer_info()[0],
+    )
+    return list(zip(values, places, strict=True))
 
 
 @cache
