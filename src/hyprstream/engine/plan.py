@@ -1,7 +1,7 @@
 """What one step computes and what comes of it: the data between decisions and arithmetic.
 
 The scheduler writes a `Plan`, the runner computes it and answers with `Sampled`. Plain data,
-no torch. What there is of for each sequence and each step is a tuple: of all that cannot be
+no torch. What a step makes for each sequence is a tuple: of all that cannot be
 changed, Python makes these fastest.
 """
 
