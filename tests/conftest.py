@@ -1,6 +1,7 @@
 """Every test runs offline, with the shape annotations of the source executed."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 _hook = install_import_hook("hyprstream", "tests.typecheck.checked")
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers_each_time() -> None:
+    """Let what tests draw without a generator of their own be the same in every run."""
+    if torch := sys.modules.get("torch"):  # most tests do without it
+        torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
