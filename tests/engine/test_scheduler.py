@@ -328,6 +328,20 @@ def test_a_deadline_ends_a_request_that_runs_and_one_that_waits():
     assert all(event.is_last for event in steps.events if event.error)
 
 
+def test_an_id_is_in_use_until_its_deadline_is_told():
+    steps = Steps()
+    steps.add(_request("a", deadline=1.0))
+    steps.now = 1.0
+    plan = steps.scheduler.schedule()
+    with pytest.raises(InvalidRequestError, match="in use"):
+        steps.add(_request("a"))
+    (event,) = steps.scheduler.update(plan, steps.runner.run(plan))
+    assert isinstance(event.error, DeadlineExceededError)
+    steps.add(_request("a"))
+    steps.step()
+    assert steps.tokens("a")
+
+
 def test_nothing_is_told_of_an_aborted_request():
     steps = Steps()
     steps.add(_request("a"), _request("b", prompt=[7, 7], deadline=1.0), _request("c"))

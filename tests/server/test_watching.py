@@ -1,6 +1,7 @@
 """Looking on: events as they come, for those who may see them, and how much the server does."""
 
 import json
+import time
 from collections.abc import Iterator
 
 import httpx
@@ -86,8 +87,13 @@ def test_the_server_tells_what_it_does_and_holds(client):
     body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1900, "ignore_eos": True}
     body |= {"stream": True, "model": "poet", "n": 8}
     with client.stream("POST", "/v1/chat/completions", json=body) as answer:
-        assert '"role"' in next(answer.iter_lines())
-        during = client.get("/v1/stats").json()
+        lines = answer.iter_lines()  # held: without it the connection is closed
+        assert '"role"' in next(lines)
+        until = time.monotonic() + 20
+        while (during := client.get("/v1/stats").json())["requests"]["running"] < 8 or (
+            during["tokens"]["generated"] == before["tokens"]["generated"]
+        ):
+            assert time.monotonic() < until, during  # they begin with the next step
     assert during["requests"] == {"open": 1, "running": 8, "waiting": 0}
     assert during["kv"]["used_blocks"] > 0
     assert during["kv"]["used_bytes"] * during["kv"]["blocks"] == (

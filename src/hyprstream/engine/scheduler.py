@@ -128,7 +128,9 @@ class Scheduler:
             QueueFullError: Too many requests wait.
             RequestTooLargeError: The KV memory is too small for it, even when empty.
         """
-        if request.id in self._sequences:
+        # Also in use by a request that ran out of time, until somebody has been told.
+        is_told = all(event.sequence_id.request_id != request.id for event in self._expired)
+        if request.id in self._sequences or not is_told:
             raise InvalidRequestError(
                 f"the request id {request.id!r} is in use", hint="Give each request its own id."
             )
