@@ -112,7 +112,8 @@ def test_answers_under_way_are_finished_when_the_server_is_told_to_end(home):
             client.stream("GET", "/v1/events") as watched,  # who looks on is not waited for
             client.stream("POST", "/v1/chat/completions", json=STREAM) as answer,
         ):
-            next(watched.iter_lines())
+            events = watched.iter_lines()  # held: without it the connection is closed
+            next(events)
             lines = answer.iter_lines()
             next(lines)
             ending = threading.Thread(target=lambda: codes.append(server.end()))
