@@ -1,5 +1,6 @@
 """One server process for all tests that only talk to it."""
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,9 @@ def home(tmp_path_factory) -> tuple[Path, Model]:
 
 @pytest.fixture(scope="session")
 def served(home) -> Iterator[Served]:
-    folder, model = home
+    pristine, model = home  # others begin with what nobody has changed
+    folder = pristine.parent / "served"
+    shutil.copytree(pristine, folder)
     file = KeyFile(Settings(home=folder).keys_folder)
     keys: dict[str, str] = {scope: file.create(scope, [scope])[0] for scope in SCOPES}
     keys["all"] = file.create("all", SCOPES)[0]

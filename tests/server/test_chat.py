@@ -94,7 +94,8 @@ def test_an_adapter_is_chosen_by_the_path(served):
 
 def test_models_are_the_base_and_its_adapters(api):
     models = {model.id: model for model in api.models.list()}
-    assert list(models) == ["model", "poet", "team/clerk"]
+    assert next(iter(models)) == "model"
+    assert {"poet", "team/clerk"} <= models.keys()  # and what other tests have made
     poet = models["poet"].model_extra
     assert poet["parent"] == "model"
     assert poet["root"] == f"poet@{poet['version'][:12]}"

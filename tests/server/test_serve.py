@@ -170,12 +170,12 @@ def _check_flight_asks_for_certificates(address, authority, files):
     for place, given in strangers:
         with fl.connect(place, **given) as stranger, pytest.raises(pa.ArrowException):
             list(stranger.list_actions())
-    text = "SELECT count(*) AS n FROM adapters"
+    text = "SELECT name FROM adapters"
     with pytest.raises(UnavailableError):
         Server(address=host, tls_ca=authority).query(text)
     server = Server(address=host, tls_ca=authority, tls_cert=Path(files[0]), tls_key=Path(files[1]))
-    found = server.query(text)
-    assert found.to_pylist() == [{"n": 2}]
+    names = {row["name"] for row in server.query(text).to_pylist()}
+    assert {"poet", "team/clerk"} <= names  # and what other tests have made
 
 
 def certificates(folder):
