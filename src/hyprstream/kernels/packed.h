@@ -23,7 +23,6 @@ namespace {
 
 constexpr int64_t kTile = 16;     // outputs
 constexpr int64_t kQuad = 4;      // inputs that one instruction multiplies for each output
-constexpr int64_t kAhead = 8192;  // bytes that are fetched before they are needed
 
 }  // namespace
 
