@@ -3,6 +3,7 @@
 import random
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -30,6 +31,7 @@ from tests.models.reference import make_model, variants
 
 pytestmark = pytest.mark.skipif(open_kernels() is None, reason="no kernels were compiled")
 
+Storage = Literal["dense", "int8", "int4"]
 CPU = torch.device("cpu")
 BLOCK, NUM_BLOCKS = 4, 64
 # As usual, with a window, with biases, with normalised heads.
@@ -49,7 +51,7 @@ class LayerByLayer:
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     @cache
-    def load(family: str, storage: str) -> Decoder:
+    def load(family: str, storage: Storage) -> Decoder:
         folder = tmp_path_factory.mktemp("model")
         wanted = FAMILIES[family] or next(iter(variants(family)))
         make_model(variants(family)[wanted]).save_pretrained(folder)
@@ -58,7 +60,7 @@ def models(tmp_path_factory):
     return load
 
 
-def load_bfloat16(folder: Path, storage: str) -> Decoder:
+def load_bfloat16(folder: Path, storage: Storage) -> Decoder:
     quantization = None if storage == "dense" else storage
     model = open_model(folder).load(device=CPU, dtype=torch.bfloat16, quantization=quantization)
     assert isinstance(model, Decoder)
