@@ -18,7 +18,11 @@ class Scene:
         self.adapters = open_adapters(folder)
         self.installed = []
         self.events = []
-        self.versions = StoreVersions(self.adapters, load=load, pack=pack, install=self.install)
+        self.share = 0.0
+        self.versions = StoreVersions(
+            self.adapters, load=load, pack=pack, install=self.install,
+            share_of=lambda _: self.share,
+        )  # fmt: skip
 
     def install(self, version, weights):
         assert self.adapters.resolve(NAME) != version, "installed before the name moves"
@@ -26,13 +30,16 @@ class Scene:
         self.installed.append((version, weights))
 
     def publish(self, skill, parent):
-        def committed(version):
+        def committed(version, share):
+            assert share == (self.share or 1)
             assert self.adapters.manifest(version).parent == parent
             self.events.append("committed")
 
-        return self.versions.publish(
+        published = self.versions.publish(
             NAME, skill, parent=parent, numbers={"samples": 3.0}, committed=committed
         )
+        assert (published.canary is not None) == bool(self.share)
+        return published.version
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hyprstream.errors import CorruptError, InvalidRequestError, StaleParentError
+from hyprstream.errors import InvalidRequestError, StaleParentError
 from hyprstream.refs import AdapterName, AdapterRef, VersionId
 from hyprstream.store.canaries import TAG
 from hyprstream.store.records import Canary, Note
@@ -156,12 +156,12 @@ def test_an_adapter_that_takes_a_name_has_no_canary_of_the_one_before(scene):
 
 
 @pytest.mark.parametrize("record", [b"", b"{}", b"[]", b"\xff", b'{"version": 7}', b"null"])
-def test_a_record_that_is_none_is_told_and_can_be_taken_away(scene, record):
+def test_by_a_record_that_cannot_be_read_nothing_is_out(scene, record):
     scene.begin()
     scene.store.belongings.put(NAME, "canary", record)
-    with pytest.raises(CorruptError, match="cannot be read") as caught:
-        scene.store.resolve(REF, "key")
-    assert "lora tag a canary --delete" in str(caught.value.hint)
-    assert scene.store.resolve(REF) == scene.one
-    scene.store.untag(AdapterRef(name=NAME, tag=TAG))
-    assert scene.store.resolve(REF, "key") == scene.one
+    assert set(scene.answers()) == {scene.one}
+    assert scene.store.canaries.all() == {}
+    with pytest.raises(StaleParentError, match="not the canary"):
+        scene.store.canaries.promote(NAME, scene.two)
+    assert scene.begin() == scene.store.canaries.of(NAME)
+    assert set(scene.answers()) == {scene.one, scene.two}

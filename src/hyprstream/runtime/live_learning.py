@@ -85,7 +85,10 @@ class LiveLearning:
             learning.journal,
             {},
             encode=self._encode,
-            observe=lambda name, version, bad: learning.loop.observe(name, version, is_bad=bad),
+            observe=lambda name, version, is_bad, was_bad: learning.loop.observe(
+                name, version, is_bad=is_bad, was_bad=was_bad
+            ),
+            answered=learning.loop.answered,
             config=settings.train.traffic,
         )
         self._kept = KeptSamples(learning, self._recorder, adapters, settings.train.retention)
@@ -312,6 +315,7 @@ class LiveLearning:
                 else:
                     self._learning.loop.dismiss(adapter.name)
         self._asked &= set(asked)  # one that was deleted is asked for no more
+        self._learning.loop.compare(self._adapters.canaries.all())
         self._chosen = frozenset(chosen)
         self._recorder.set_policies(chosen)
         return [*chosen, *asked]

@@ -2,7 +2,8 @@
 
 A canary is a record among the belongings of its name, and the tag `canary`, written and taken
 away in one transaction; it is out as long as both are there and the name has not moved. Whoever
-moves the name, or the tag, ends it.
+moves the name, or the tag, ends it. By a record that cannot be read none is out: the version
+that the name points at is the one that is known to be good.
 """
 
 import json
@@ -10,7 +11,7 @@ import sqlite3
 from collections.abc import Callable
 from datetime import datetime
 
-from hyprstream.errors import CorruptError, InvalidInputError, StaleParentError
+from hyprstream.errors import InvalidInputError, StaleParentError
 from hyprstream.refs import AdapterName, AdapterRef, VersionId, version_id
 from hyprstream.store import names
 from hyprstream.store.index import Index
@@ -35,16 +36,12 @@ class Canaries:
         self._clock = clock
 
     def of(self, name: AdapterName) -> Canary | None:
-        """Return the canary of a name, if one is out; None too if there is no such name.
-
-        Raises:
-            CorruptError: Its record cannot be read.
-        """
+        """Return the canary of a name, if one is out; None too if there is no such name."""
         with self._index.look() as db:
             return of(db, name)
 
     def all(self) -> dict[AdapterName, Canary]:
-        """List the canaries that are out; errors as in `of`."""
+        """List the canaries that are out."""
         with self._index.look() as db:
             rows = db.execute("SELECT name FROM belongings WHERE key = ?", (_KEY,)).fetchall()
             found = {AdapterName(name): of(db, AdapterName(name)) for (name,) in rows}
@@ -110,12 +107,13 @@ def of(db: sqlite3.Connection, name: AdapterName) -> Canary | None:
     ).fetchone()
     if row is None:
         return None
-    canary = _decode(name, row[0])
-    return canary if (canary.parent, canary.version) == (row[1], row[2]) else None
+    canary = _decode(row[0])
+    is_out = canary is not None and (canary.parent, canary.version) == (row[1], row[2])
+    return canary if is_out else None
 
 
 def serving(db: sqlite3.Connection, ref: AdapterRef, key: str | None) -> VersionId:
-    """Tell which version answers a request; errors as in `names.resolve` and `of`.
+    """Tell which version answers a request; errors as in `names.resolve`.
 
     Args:
         db: An open transaction.
@@ -160,7 +158,7 @@ def _encode(canary: Canary) -> bytes:
     return json.dumps(record).encode()
 
 
-def _decode(name: AdapterName, data: bytes) -> Canary:
+def _decode(data: bytes) -> Canary | None:
     try:
         record = json.loads(data)
         return Canary(
@@ -169,8 +167,5 @@ def _decode(name: AdapterName, data: bytes) -> Canary:
             share=float(record["share"]),
             since=datetime.fromisoformat(record["since"]),
         )
-    except (ValueError, TypeError, KeyError, InvalidInputError) as error:
-        raise CorruptError(
-            f"the record of the canary of adapter {name!r} cannot be read",
-            hint=f"End it: `hyprstream lora tag {name} {TAG} --delete`.",
-        ) from error
+    except (ValueError, TypeError, KeyError, InvalidInputError):
+        return None
