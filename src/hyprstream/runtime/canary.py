@@ -41,7 +41,7 @@ class CanaryConfig:
     """Fewest opinions of users on a canary that is withdrawn for them."""
     alpha: float = 0.01
     """How often chance alone may withdraw one that is as good as its parent, at each look; every
-    opinion on it is a look."""
+    opinion is a look."""
 
     def __post_init__(self) -> None:
         """Reject values outside their range.
@@ -236,8 +236,9 @@ class CanaryWatch:
             if trial is None:
                 return
             if version == trial.canary.parent:
-                self._trials[adapter] = replace(trial, others=change(trial.others))
+                trial = replace(trial, others=change(trial.others))
             elif version == trial.canary.version:
-                self._trials[adapter] = trial = replace(trial, own=change(trial.own))
-                if self._ends[adapter] != "gone":
-                    self._ends[adapter] = trial.end(self.config)
+                trial = replace(trial, own=change(trial.own))
+            self._trials[adapter] = trial
+            if self._ends[adapter] != "gone":
+                self._ends[adapter] = trial.end(self.config)
