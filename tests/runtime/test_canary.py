@@ -24,6 +24,10 @@ CONFIG = CanaryConfig(max_answers=50, max_hours=2.0, min_answers=5, min_opinions
 LATE = BEGAN + 2 * 3600
 
 
+def unknown(_adapter, canary):
+    return Trial(canary=canary)
+
+
 class Scene:
     def __init__(self, config=CONFIG, *, good=0, bad=0):
         self.watch = CanaryWatch(config)
@@ -36,6 +40,12 @@ class Scene:
     def say(self, version, *opinions, was=None):
         for is_bad in opinions:
             self.watch.observe(A, version, is_bad=is_bad, was_bad=was)
+
+    @property
+    def trial(self) -> Trial:
+        trial = self.watch.of(A)
+        assert trial is not None
+        return trial
 
     def why(self, now=BEGAN):
         return [due.why for due in self.watch.due(now)]
@@ -92,9 +102,9 @@ def test_an_answer_has_one_opinion_the_last_one():
     scene = Scene(good=40)
     scene.say(NEW, True)
     scene.say(NEW, *[True] * 20, was=True)
-    assert scene.watch.of(A).own == Side(bad=1)
+    assert scene.trial.own == Side(bad=1)
     scene.say(NEW, False, was=True)
-    assert scene.watch.of(A).own == Side(good=1)
+    assert scene.trial.own == Side(good=1)
     watch = FeedbackWatch(WatchConfig(min_opinions=2))
     watch.published(A, NEW, OLD)
     for _ in range(60):
@@ -107,18 +117,20 @@ def test_an_answer_has_one_opinion_the_last_one():
 
 def test_one_that_is_not_to_be_found_is_told_until_it_is_ended_or_begins_again():
     scene = Scene()
-    scene.watch.compare({A: CANARY})
+    scene.watch.compare({A: CANARY}, unknown)
     assert scene.why() == []
-    scene.watch.compare({})
+    scene.watch.compare({}, unknown)
     scene.answer(NEW, 100)
     assert scene.why() == ["gone"]
-    scene.watch.begin(A, scene.watch.of(A))
+    scene.watch.begin(A, scene.trial)
     assert scene.why() == ["answers"]
     scene.watch.doubt(AdapterName("nobody"))
     scene.watch.end(A)
     assert (scene.why(LATE), scene.watch.of(A)) == ([], None)
     scene.say(NEW, True)
     scene.answer(NEW)
+    scene.watch.compare({A: CANARY}, unknown)  # another process let it out
+    assert scene.trial == Trial(canary=CANARY)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +217,7 @@ class TrialMachine(RuleBasedStateMachine):
 
     @rule()
     def people(self):
-        self.watch.compare({})
+        self.watch.compare({}, unknown)
         self.is_gone = self.out
 
     @invariant()
@@ -215,7 +227,9 @@ class TrialMachine(RuleBasedStateMachine):
             assert due == []
             return
         bad, good, old_bad, old_good = (
-            self.opinions.count((version, is_bad)) for version in (NEW, OLD) for is_bad in (1, 0)
+            self.opinions.count((version, is_bad))
+            for version in (NEW, OLD)
+            for is_bad in (True, False)
         )
         number = bad + good
         if old_bad + old_good >= 4:

@@ -146,8 +146,11 @@ class AdaptationLoop(Generic[Weights]):
         self._canaries.answered(name, version)
 
     def compare(self, canaries: Mapping[AdapterName, Canary]) -> None:
-        """Note which canaries are out by the store: people may have ended one; from any thread."""
-        self._canaries.compare(canaries)
+        """Note which canaries are out by the store: people may have ended one.
+
+        On the threads of `LoopParts.io`, so that none is just being ended by the loop.
+        """
+        self._canaries.compare(canaries, self._parts.trial)
 
     def ready(self) -> bool:
         """Tell whether there is a slice to run."""

@@ -113,6 +113,7 @@ class Adapters:
             modules=modules,
             ratio=4 * num_elements / max(1, manifest.payload.size_bytes),
             training=recorded(manifest.spec),
+            canary=self.canaries.of(parsed.name),
         )
 
     def grid(self, ref: str) -> GridStatistics:

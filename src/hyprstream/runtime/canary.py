@@ -194,12 +194,19 @@ class CanaryWatch:
         with self._lock:
             return self._trials.get(adapter)
 
-    def compare(self, out: Mapping[AdapterName, Canary]) -> None:
-        """Note which canaries are out by the store; what became of others is to be found out."""
+    def compare(
+        self,
+        out: Mapping[AdapterName, Canary],
+        trial_of: Callable[[AdapterName, Canary], Trial],
+    ) -> None:
+        """Watch all that are out by the store; what became of others is to be found out."""
         with self._lock:
             for adapter, trial in self._trials.items():
                 if out.get(adapter) != trial.canary:
                     self._ends[adapter] = "gone"
+            new = [one for one in out.items() if one[0] not in self._trials]
+        for adapter, canary in new:
+            self.begin(adapter, trial_of(adapter, canary))
 
     def doubt(self, adapter: AdapterName) -> None:
         """Note that the canary of an adapter, if one was out, may have been ended."""

@@ -315,10 +315,15 @@ class LiveLearning:
                 else:
                     self._learning.loop.dismiss(adapter.name)
         self._asked &= set(asked)  # one that was deleted is asked for no more
-        self._learning.loop.compare(self._adapters.canaries.all())
+        self._look_at_canaries()
         self._chosen = frozenset(chosen)
         self._recorder.set_policies(chosen)
         return [*chosen, *asked]
+
+    def _look_at_canaries(self) -> None:
+        """Find out which canaries are out: other processes move names too."""
+        loop, canaries = self._learning.loop, self._adapters.canaries
+        self._learning.io.submit(lambda: loop.compare(canaries.all())).result()
 
     def _enrol(self, names: Sequence[AdapterName]) -> None:
         settings = self._settings
