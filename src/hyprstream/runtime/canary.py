@@ -216,13 +216,22 @@ class CanaryWatch:
 
     def answered(self, adapter: AdapterName, version: VersionId) -> None:
         """Count an answer that was given to its end."""
-        self._change(adapter, version, lambda side: replace(side, answers=side.answers + 1))
+        with self._lock:
+            self._change(adapter, version, lambda side: replace(side, answers=side.answers + 1))
+            trial = self._trials.get(adapter)
+            # It comes often and tells nothing of what users think: only the number is looked at.
+            if trial is not None and trial.own.answers >= self.config.max_answers:
+                self._look(adapter, trial)
 
     def observe(
         self, adapter: AdapterName, version: VersionId, *, is_bad: bool, was_bad: bool | None = None
     ) -> None:
         """Note an opinion on an answer; `was_bad` is the one before on the same answer."""
-        self._change(adapter, version, lambda side: side.heard(is_bad=is_bad, was_bad=was_bad))
+        with self._lock:
+            self._change(adapter, version, lambda side: side.heard(is_bad=is_bad, was_bad=was_bad))
+            trial = self._trials.get(adapter)
+            if trial is not None:
+                self._look(adapter, trial)
 
     def due(self, now: float) -> Iterator[Due]:
         """Give those that are to be decided about; `now` is in seconds since 1970."""
@@ -238,14 +247,14 @@ class CanaryWatch:
     def _change(
         self, adapter: AdapterName, version: VersionId, change: Callable[[Side], Side]
     ) -> None:
-        with self._lock:
-            trial = self._trials.get(adapter)
-            if trial is None:
-                return
-            if version == trial.canary.parent:
-                trial = replace(trial, others=change(trial.others))
-            elif version == trial.canary.version:
-                trial = replace(trial, own=change(trial.own))
-            self._trials[adapter] = trial
-            if self._ends[adapter] != "gone":
-                self._ends[adapter] = trial.end(self.config)
+        trial = self._trials.get(adapter)
+        if trial is None:
+            return
+        if version == trial.canary.parent:
+            self._trials[adapter] = replace(trial, others=change(trial.others))
+        elif version == trial.canary.version:
+            self._trials[adapter] = replace(trial, own=change(trial.own))
+
+    def _look(self, adapter: AdapterName, trial: Trial) -> None:
+        if self._ends[adapter] != "gone":
+            self._ends[adapter] = trial.end(self.config)
