@@ -175,6 +175,23 @@ def test_samples_become_a_version_that_can_be_taken_back(hyprstream, teller, tmp
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
+def test_a_version_begins_as_a_canary_where_the_policy_says_so(hyprstream, teller):
+    before = hyprstream("lora", "history", "teller", "--quiet").out
+    assert hyprstream(*TRAIN, "policy", "teller", "--canary", "0.25").code == 0
+    sent(hyprstream, "teller", "--input-file", str(teller))
+    result = hyprstream(*TRAIN, "start", "teller", "--epochs", "1.5")
+    assert result.code == 0, result.err
+    assert "canary: " in result.err
+    assert "lora promote teller:canary" in result.err
+    assert hyprstream("lora", "history", "teller", "--quiet").out == before
+    status = status_of(hyprstream, "teller")
+    assert result.out.strip() == f"teller@{status['canary_out']['version'][:12]}"
+    assert [decision["action"] for decision in status["decisions"]] == ["canary"]
+    assert hyprstream("lora", "promote", "teller:canary").out == result.out
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_a_rejected_version_is_explained_and_its_samples_can_wait_again(
     hyprstream, teller, monkeypatch
 ):

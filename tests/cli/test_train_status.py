@@ -129,3 +129,37 @@ def test_a_training_on_files_is_stopped_and_can_go_on(hyprstream, poet, tmp_path
     place = tmp_path / "training" / "poet"
     assert {file.name for file in place.iterdir()} >= {"run.json", "lock"}
     assert not (place / "stop").exists()
+
+
+def test_a_canary_is_shown_wherever_its_adapter_is(hyprstream, poet, tmp_path):  # noqa: ARG001
+    from hyprstream.runtime import Settings, open_adapters
+
+    done = hyprstream(*TRAIN, "policy", "poet", "--canary", "0.1", "--format", "json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["canary"] == 0.1
+    assert "answer 0.1 of the requests first" in hyprstream(*TRAIN, "policy", "poet").out
+    assert hyprstream(*TRAIN, "policy", "poet", "--canary", "1").code == 2
+    status = json.loads(hyprstream(*TRAIN, "status", "poet", "--format", "json").out)
+    assert status["canary_out"] is None
+    with open_adapters(Settings(home=tmp_path)) as adapters:
+        first = adapters.resolve("poet")
+        adapters.compress("poet", "raw", tag="again")
+        second = adapters.resolve("poet:again")
+        adapters.canaries.begin(adapters.list()[0].name, second, parent=first, share=0.1)
+    shown = hyprstream(*TRAIN, "status", "poet").out
+    assert f"{second[:12]} answers 0.1 of the requests" in shown
+    assert "0 of 200 answers" in shown
+    assert "waits for the canary" in shown
+    status = json.loads(hyprstream(*TRAIN, "status", "poet", "--format", "json").out)
+    assert (status["canary_out"]["version"], status["canary_out"]["answers"]) == (second, 0)
+    info = json.loads(hyprstream("lora", "info", "poet", "--format", "json").out)
+    assert (info["version"], info["canary"]["version"]) == (first, second)
+    assert f"{second[:12]} answers 0.1" in hyprstream("lora", "info", "poet").out
+    tags = json.loads(hyprstream("lora", "tag", "poet", "--format", "json").out)
+    assert {"tag": "canary", "version": second} in tags
+    refused = hyprstream(*TRAIN, "start", "poet")
+    assert refused.code == 4
+    assert "a canary is out" in refused.err
+    assert hyprstream("lora", "promote", "poet:canary").out.strip() == f"poet@{second[:12]}"
+    status = json.loads(hyprstream(*TRAIN, "status", "poet", "--format", "json").out)
+    assert status["canary_out"] is None

@@ -5,6 +5,7 @@ import zlib
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from typing_extensions import override
@@ -16,6 +17,8 @@ from hyprstream.errors import (
     StaleParentError,
 )
 from hyprstream.refs import AdapterName, VersionId
+from hyprstream.runtime.learners import Published
+from hyprstream.store.records import Canary
 from hyprstream.train.sample import Sample
 
 POISON = 13
@@ -188,6 +191,9 @@ class FakeVersions:
         self.moves: dict[AdapterName, list[VersionId]] = {}
         self.refuses: HyprstreamError | None = None
         self.before_promotion: Callable[[], None] = lambda: None
+        self.share = 0.0
+        self.canaries: dict[AdapterName, Canary] = {}
+        self.since = datetime.fromtimestamp(0, UTC)
         self._numbers = itertools.count()
 
     def create(self, name: AdapterName, weights: Any = None) -> VersionId:
@@ -201,23 +207,52 @@ class FakeVersions:
         """What people do."""
         self.names[name] = to
         self.moves[name].append(to)
+        self.canaries.pop(name, None)
 
     def current(self, name: AdapterName) -> tuple[VersionId, Any]:
         if name not in self.names:
             raise AdapterNotFoundError(f"there is no adapter {name}")
         return self.names[name], self.weights[self.names[name]]
 
-    def publish(self, name, weights, *, parent, numbers, committed) -> VersionId:
+    def load(self, version: VersionId) -> Any:
+        return self.weights[version]
+
+    def canary(self, name: AdapterName) -> Canary | None:
+        return self.canaries.get(name)
+
+    def promote_canary(self, name: AdapterName, canary: Canary, why: str) -> None:
+        assert why
+        self.withdraw_canary(name, canary)
+        self.installed[canary.version] = self.weights[canary.version]
+        self.move(name, canary.version)
+
+    def withdraw_canary(self, name: AdapterName, canary: Canary) -> None:
+        if self.refuses is not None:
+            raise self.refuses
+        if self.canaries.get(name) != canary:
+            raise StaleParentError(f"{name} has no such canary", hint="Decide again.")
+        del self.canaries[name]
+
+    def has_served(self, name: AdapterName, canary: Canary) -> bool:
+        return canary.version in self.moves.get(name, [])
+
+    def publish(self, name, weights, *, parent, numbers, committed) -> Published:
         assert numbers["samples"] > 0
         if self.refuses is not None:
             raise self.refuses
         version = self._commit(weights, parent)
-        committed(version)
+        committed(version, self.share or 1.0)
         self.installed[version] = weights
         self.before_promotion()
         self._expect(name, parent)
+        if self.share:
+            assert name not in self.canaries
+            self.canaries[name] = canary = Canary(
+                version=version, parent=parent, share=self.share, since=self.since
+            )
+            return Published(version=version, canary=canary)
         self.move(name, version)
-        return version
+        return Published(version=version)
 
     def roll_back(self, name, *, expected, why) -> VersionId:
         assert why

@@ -15,6 +15,7 @@ from hyprstream.errors import HyprstreamError
 from hyprstream.refs import AdapterName, ModelFingerprint
 from hyprstream.runtime.adaptation import AdaptationLoop
 from hyprstream.runtime.adapters import Adapters
+from hyprstream.runtime.canary import CanaryConfig, CanaryWatch
 from hyprstream.runtime.journal import Journal
 from hyprstream.runtime.learners import Learner, LearnerConfig, LoopParts
 from hyprstream.runtime.publishing import StoreVersions, recover
@@ -27,6 +28,7 @@ from hyprstream.vdb.tensors import SparseTensor
 from tests.runtime.learning import FakeClock, FakeTrainer, Skill, lesson, trusted
 
 NAME = AdapterName("a")
+ENDS = ("published", "promoted", "withdrawn")
 BASE = ModelFingerprint(name="fake", config_sha256="0" * 64, weights_sha256="1" * 64)
 
 
@@ -56,7 +58,7 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
-def main(folder: Path, num_versions: int) -> None:
+def main(folder: Path, num_versions: int, share: float) -> None:
     adapters = open_adapters(folder)
     journal = Journal(folder / "journal.db")
     recover(journal, adapters)
@@ -72,16 +74,21 @@ def main(folder: Path, num_versions: int) -> None:
         trainer=FakeTrainer(FakeClock()),
         buffer=buffer,
         gate=Gate(GateConfig(min_held_out=8, min_trusted=8, max_norm_growth=100.0)),
-        versions=StoreVersions(adapters, load=load, pack=pack, install=lambda *_: None),
+        versions=StoreVersions(
+            adapters, load=load, pack=pack, install=lambda *_: None, share_of=lambda _: share
+        ),
         journal=journal,
         io=ThreadPoolExecutor(1),
         norm_of=lambda skill: 1.0 + skill.learnt,
         clock=time.time,
+        trial=journal.trial,
     )
-    loop = AdaptationLoop(parts, [learner], FeedbackWatch(WatchConfig()))
+    canaries = CanaryWatch(CanaryConfig(max_answers=6, min_opinions=3))
+    canaries.compare(adapters.canaries.all(), journal.trial)
+    loop = AdaptationLoop(parts, [learner], FeedbackWatch(WatchConfig()), canaries=canaries)
     number = int(time.time() * 1000) % 4_000_000  # other samples in each process
     say("ready")
-    while sum(d.action == "published" for d in journal.decisions()) < num_versions:
+    while sum(d.action in ENDS for d in journal.decisions()) < num_versions:
         number += 1
         if buffer.add(NAME, lesson(number), f"r{number}") in ("waiting", "held_out"):
             say(str(number))
@@ -89,7 +96,13 @@ def main(folder: Path, num_versions: int) -> None:
             if loop.ready():
                 loop.run_slice()
         assert loop.failure is None, loop.failure
+        trial = canaries.of(NAME)
+        if trial is not None:  # every other canary is disliked
+            version = trial.canary.version
+            loop.answered(NAME, version)
+            loop.observe(NAME, trial.canary.parent, is_bad=False)
+            loop.observe(NAME, version, is_bad=int(version, 16) % 2 == 1)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))

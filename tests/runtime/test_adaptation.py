@@ -4,6 +4,7 @@ import shutil
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,11 +14,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from typing_extensions import override
 
-from hyprstream.errors import InvalidSettingsError, StorageFullError
+from hyprstream.errors import CorruptError, InvalidSettingsError, StorageFullError
 from hyprstream.refs import AdapterName
 from hyprstream.runtime.adaptation import PAUSE_S, AdaptationLoop
 from hyprstream.runtime.adapters import Adapters
+from hyprstream.runtime.canary import ENDED_ELSEWHERE, CanaryConfig, CanaryWatch, Side
 from hyprstream.runtime.journal import Journal
+from hyprstream.runtime.journal_rows import RequestRow
 from hyprstream.runtime.kept_samples import KeptSamples
 from hyprstream.runtime.learners import (
     Budget,
@@ -34,6 +37,7 @@ from hyprstream.runtime.watch import FeedbackWatch, WatchConfig
 from hyprstream.store.store import AdapterStore
 from hyprstream.train.buffer import BufferConfig, Owner, SampleBuffer
 from hyprstream.train.gate import Gate, GateConfig
+from hyprstream.train.sample import Sample
 from tests.runtime.learning import (
     EXPLOSIVE,
     POISON,
@@ -49,6 +53,7 @@ from tests.runtime.learning import (
 
 A, B = AdapterName("a"), AdapterName("b")
 CONFIG = LearnerConfig(min_waiting=12, max_samples=16, samples_per_step=4, min_held_out=8)
+CANARY = CanaryConfig(max_answers=40, min_answers=5, max_hours=2.0, min_opinions=4)
 TRUSTED = {"manual": [trusted(5000 + number) for number in range(8)]}
 
 
@@ -75,6 +80,8 @@ class Stage:
         ]
         self._journals: list[Journal] = []
         self.told: list[LessonProgress] = []
+        self.arrived: list[Sample] = []
+        self.num_answers = 0
         self.start()
 
     @property
@@ -86,10 +93,13 @@ class Stage:
         if self._journals:
             self.journal.close()
         self._journals.append(Journal(self.folder / "journal.db", clock=self.clock))
+        out = {canary.version for canary in self.versions.canaries.values()}
         for decision in self.journal.decisions():
             assert decision.action != "publishing" or isinstance(self.io, Slow)
             if decision.action == "publishing":
-                if decision.version in self.versions.moves[decision.adapter]:
+                if decision.version in out:
+                    self.journal.resolve(decision.id, "canary", "used")
+                elif decision.version in self.versions.moves[decision.adapter]:
                     self.journal.resolve(decision.id, "published", "used")
                 else:
                     self.journal.resolve(decision.id, "abandoned")
@@ -107,8 +117,28 @@ class Stage:
             norm_of=lambda skill: 1.0 + skill.learnt,
             clock=self.clock,
             tell=self.told.append,
+            arrived=lambda *_: self.arrived,
+            trial=self.journal.trial,
         )
-        self.loop = AdaptationLoop(parts, self.learners, FeedbackWatch(WatchConfig()))
+        self.canaries = CanaryWatch(CANARY)
+        for name, canary in self.versions.canaries.items():
+            self.canaries.begin(name, self.journal.trial(name, canary))
+        self.loop = AdaptationLoop(
+            parts, self.learners, FeedbackWatch(WatchConfig()), canaries=self.canaries
+        )
+
+    def answer(self, name, version, number, feedback=None):
+        """Give answers, as the recorder tells of them."""
+        for _ in range(number):
+            self.num_answers += 1
+            row = RequestRow(
+                id=f"answer {self.num_answers}", adapter=name, version=version, outcome="stop",
+                prompt_tokens=1, completion_tokens=1, feedback=feedback,
+            )  # fmt: skip
+            self.journal.request(row)
+            self.loop.answered(name, version)
+            if feedback is not None:
+                self.loop.observe(name, version, is_bad=feedback == "bad")
 
     def add(self, name, numbers, *tokens):
         return [self.buffer.add(name, lesson(number, *tokens), f"r{number}") for number in numbers]
@@ -447,6 +477,180 @@ def test_a_version_that_people_moved_away_from_is_not_taken_back(stage):
     assert stage.actions(A)[-1] == "stale"
 
 
+@pytest.fixture
+def canary(stage):
+    """A stage on which a canary of A is out, since now."""
+    stage.versions.share = 0.25
+    stage.versions.since = datetime.fromtimestamp(stage.clock.now, UTC)
+    stage.add(A, range(28))
+    stage.run()
+    return stage.versions.canaries[A]
+
+
+def test_a_good_version_begins_as_a_canary_and_is_waited_for(stage, canary):
+    [decision] = stage.journal.decisions(A)
+    assert (decision.action, decision.version) == ("canary", canary.version)
+    assert decision.numbers["share"] == 0.25
+    assert decision.numbers["held_out"] < -0.01
+    assert {kept.id for kept in stage.journal.used()} == set(decision.samples)
+    assert stage.versions.moves[A] == [canary.parent]
+    stage.add(A, range(100, 160))
+    stage.add(B, range(200, 260))
+    stage.versions.share = 0.0
+    stage.run()
+    assert stage.actions(A) == ["canary"]  # what waits would be learnt from its parent on
+    assert "published" in stage.actions(B)
+    stage.answer(A, canary.version, 40)
+    stage.run()
+    assert stage.actions(A)[:2] == ["canary", "promoted"]
+    assert stage.journal.decisions(A)[2].parent == canary.version
+
+
+def test_a_canary_is_promoted_after_enough_answers(stage, canary):
+    stage.answer(A, canary.parent, 100)
+    stage.answer(A, canary.version, 39, "good")
+    assert not stage.loop.ready()
+    stage.answer(A, canary.version, 1)
+    stage.run()
+    assert stage.versions.moves[A] == [canary.parent, canary.version]
+    last = stage.journal.decisions(A)[-1]
+    assert (last.action, last.parent, last.version) == ("promoted", canary.parent, canary.version)
+    assert last.reasons == ("it gave enough answers, and nothing spoke against it",)
+    assert (last.numbers["answers"], last.numbers["good"], last.numbers["arrived"]) == (40, 39, 0)
+    # The watch goes on: users may find out later.
+    stage.answer(A, canary.version, 12, "bad")
+    stage.answer(A, canary.parent, 30, "good")
+    stage.answer(A, canary.version, 1, "bad")
+    stage.run()
+    assert stage.actions(A)[-1] == "rolled_back"
+    assert stage.versions.names[A] == canary.parent
+
+
+def test_time_promotes_a_canary_that_nobody_spoke_of(stage, canary):
+    stage.answer(A, canary.version, 5)
+    assert not stage.loop.ready()
+    stage.clock.now += 2 * 3600
+    stage.run()
+    last = stage.journal.decisions(A)[-1]
+    assert (last.action, last.numbers["hours"]) == ("promoted", pytest.approx(2, abs=0.01))
+    assert "long enough" in last.reasons[0]
+
+
+def test_a_canary_that_users_dislike_is_withdrawn(stage, canary):
+    stage.answer(A, canary.parent, 30, "good")
+    stage.answer(A, canary.version, 3, "bad")
+    assert not stage.loop.ready()
+    stage.answer(A, canary.version, 1, "bad")
+    stage.run()
+    assert stage.versions.moves[A] == [canary.parent]
+    assert stage.versions.canaries == {}
+    last = stage.journal.decisions(A)[-1]
+    assert (last.action, last.version) == ("withdrawn", canary.version)
+    assert last.reasons == ("4 of 4 opinions on it are dislikes, of those on its parent 0 of 30",)
+    assert last.numbers["chance"] < 0.01
+
+
+def test_a_canary_that_is_worse_on_what_came_since_is_withdrawn(stage, canary):
+    stage.versions.weights[canary.version] = Skill(learnt=-0.3)
+    stage.arrived = [lesson(number) for number in range(700, 707)]
+    stage.answer(A, canary.version, 40)
+    for number in (707, 708):
+        stage.arrived.append(lesson(number))
+    stage.run()
+    last = stage.journal.decisions(A)[-1]
+    assert last.action == "withdrawn"
+    assert "worse on what came since" in last.reasons[0]
+    assert last.numbers["arrived"] == 9
+    assert 0 < last.numbers["arrived_low"] < last.numbers["arrived_change"]
+
+
+def test_a_canary_that_cannot_be_measured_is_withdrawn(stage, canary):
+    def load(_version):
+        raise CorruptError("it is damaged", hint="None.")
+
+    stage.versions.load = load
+    stage.arrived = [lesson(number) for number in range(700, 708)]
+    stage.answer(A, canary.version, 40)
+    stage.run()
+    assert stage.actions(A)[-1] == "withdrawn"
+    assert stage.loop.failure is None
+
+
+def test_a_canary_waits_for_a_disk(stage, canary):
+    stage.versions.refuses = StorageFullError("no room", hint="Free some space.")
+    stage.answer(A, canary.version, 40)
+    stage.run()
+    assert stage.actions(A) == ["canary"]
+    stage.versions.refuses = None
+    assert not stage.loop.ready()
+    stage.clock.now += PAUSE_S
+    stage.run()
+    assert stage.actions(A) == ["canary", "promoted"]
+
+
+@pytest.mark.parametrize("served", [True, False])
+@pytest.mark.parametrize("notices", [True, False])
+def test_people_win_over_a_canary(stage, canary, served, notices):
+    to = canary.version if served else stage.versions._commit(Skill(), canary.parent)
+    stage.versions.move(A, to)
+    if notices:
+        stage.loop.compare(stage.versions.canaries)
+    else:
+        stage.answer(A, canary.version, 40)
+    stage.run()
+    assert stage.versions.moves[A] == [canary.parent, to]
+    last = stage.journal.decisions(A)[-1]
+    assert last.action == ("promoted" if served else "withdrawn")
+    assert last.reasons == (ENDED_ELSEWHERE,)
+    stage.versions.share = 0.0
+    stage.add(A, range(300, 360))
+    stage.run()
+    assert stage.journal.decisions(A)[2].parent == to
+
+
+def test_a_canary_that_was_looked_for_too_early_goes_on(stage, canary):
+    stage.loop.compare({})
+    stage.run()
+    assert stage.actions(A) == ["canary"]
+    stage.answer(A, canary.version, 40)
+    stage.run()
+    assert stage.actions(A) == ["canary", "promoted"]
+
+
+def test_a_canary_goes_on_in_the_next_process(stage, canary):
+    stage.answer(A, canary.parent, 10, "good")
+    stage.answer(A, canary.version, 20)
+    stage.answer(A, canary.version, 2, "good")
+    stage.start()
+    trial = stage.canaries.of(A)
+    assert trial.canary == canary
+    assert (trial.own, trial.others) == (Side(answers=22, good=2), Side(answers=10, good=10))
+    stage.add(A, range(100, 160))
+    assert not stage.loop.ready()
+    stage.answer(A, canary.version, 18)
+    stage.run()
+    assert stage.actions(A)[:2] == ["canary", "promoted"]
+
+
+def test_opinions_on_a_canary_are_none_on_the_version_before(stage):
+    stage.add(A, range(28))
+    stage.run()
+    first = stage.versions.names[A]
+    stage.versions.share = 0.25
+    stage.add(A, range(100, 140))
+    stage.run()
+    canary = stage.versions.canaries[A]
+    assert canary.parent == first
+    parent = stage.journal.decisions(A)[0].parent
+    stage.answer(A, parent, 30, "good")
+    stage.answer(A, canary.version, 12, "good")
+    stage.answer(A, first, 12, "bad")  # the version that serves is taken back, and the canary
+    stage.run()
+    assert stage.actions(A)[2:4] == ["rolled_back", "withdrawn"]
+    assert stage.versions.names[A] == parent
+    assert stage.versions.canaries.get(A) != canary
+
+
 def test_settings_that_make_no_sense_are_refused():
     with pytest.raises(InvalidSettingsError):
         LearnerConfig(epochs=0)
@@ -504,6 +708,21 @@ class LoopMachine(RuleBasedStateMachine):
     def opinion(self, name, is_bad):
         self.stage.loop.observe(name, self.stage.versions.names[name], is_bad=is_bad)
 
+    @rule(share=st.sampled_from([0.0, 0.2]))
+    def policy(self, share):
+        self.stage.versions.share = share
+
+    @rule(name=st.sampled_from([A, B]), number=st.sampled_from([1, 5, 20]),
+          feedback=st.sampled_from([None, "good", "bad"]))  # fmt: skip
+    def canary_answers(self, name, number, feedback):
+        canary = self.stage.versions.canaries.get(name)
+        if canary is not None:
+            self.stage.answer(name, canary.version, number, feedback)
+
+    @rule()
+    def the_store_is_looked_at(self):
+        self.stage.loop.compare(self.stage.versions.canaries)
+
     @rule()
     def restart(self):
         """A kill: what was on its way to the disk may have got there or not."""
@@ -536,6 +755,19 @@ class LoopMachine(RuleBasedStateMachine):
     @invariant()
     def learning_goes_on(self):
         assert self.stage.loop.failure is None
+
+    @invariant()
+    def a_canary_is_where_the_journal_says_and_its_parent_serves(self):
+        versions = self.stage.versions
+        for name, canary in versions.canaries.items():
+            assert versions.names[name] == canary.parent
+            assert versions.weights[canary.version].harm < 0.05
+            assert canary.version in versions.installed
+        for decision in self.stage.journal.decisions():
+            if decision.action == "promoted":
+                assert decision.version in versions.moves[decision.adapter]
+            if decision.action == "withdrawn":
+                assert decision.version not in {c.version for c in versions.canaries.values()}
 
     @invariant()
     def published_versions_are_where_the_journal_says(self):

@@ -17,6 +17,7 @@ from hyprstream.runtime.journal_rows import Decision, RequestRow
 from hyprstream.runtime.journal_view import view_held_out, view_samples
 from hyprstream.train.buffer import Owner
 from hyprstream.train.sample import Sample
+from tests.runtime.learning import lesson
 
 A = AdapterName("a")
 SAMPLE = Sample((1, 2, 3), (False, False, True), 0.25)
@@ -198,3 +199,20 @@ def test_a_journal_without_owners_is_taken_over(tmp_path):
     assert [one.id for one in view_samples(file, A, after=rows[0].id)] == [rows[1].id]
     assert view_held_out(file, A, 5) == [SAMPLE]
     journal.close()
+
+
+def test_what_a_version_said_itself_is_nothing_to_judge_another_by(journal):
+    since = 7.0
+    for number, feedback in enumerate([None, "good", "correction"]):
+        row = RequestRow(
+            id=f"r{number}", adapter=A, version=VersionId("v"), outcome="stop", prompt_tokens=1,
+            completion_tokens=1, feedback=feedback,
+        )  # fmt: skip
+        journal.request(row)
+        journal.append(A, lesson(number), f"r{number}", held_out=True)
+    journal.append(A, lesson(3), "sent-1", held_out=True)
+    journal.append(A, lesson(4), "sent-1", held_out=False)
+    journal.append(AdapterName("b"), lesson(5), "sent-1", held_out=True)
+    assert journal.others_words(A, since, 9) == [lesson(3), lesson(2)]
+    assert journal.others_words(A, since, 1) == [lesson(3)]
+    assert journal.others_words(A, since + 1, 9) == []

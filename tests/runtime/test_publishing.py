@@ -4,8 +4,9 @@ import pytest
 
 from hyprstream.errors import AdapterMemoryFullError, StaleParentError
 from hyprstream.refs import AdapterName
+from hyprstream.runtime.canary import ENDED_ELSEWHERE
 from hyprstream.runtime.journal import Journal
-from hyprstream.runtime.journal_rows import Decision
+from hyprstream.runtime.journal_rows import Decision, RequestRow
 from hyprstream.runtime.publishing import StoreVersions, forget_deleted, recover
 from hyprstream.store.manifest import Draft
 from hyprstream.store.records import Note
@@ -18,7 +19,11 @@ class Scene:
         self.adapters = open_adapters(folder)
         self.installed = []
         self.events = []
-        self.versions = StoreVersions(self.adapters, load=load, pack=pack, install=self.install)
+        self.share = 0.0
+        self.versions = StoreVersions(
+            self.adapters, load=load, pack=pack, install=self.install,
+            share_of=lambda _: self.share,
+        )  # fmt: skip
 
     def install(self, version, weights):
         assert self.adapters.resolve(NAME) != version, "installed before the name moves"
@@ -26,13 +31,16 @@ class Scene:
         self.installed.append((version, weights))
 
     def publish(self, skill, parent):
-        def committed(version):
+        def committed(version, share):
+            assert share == (self.share or 1)
             assert self.adapters.manifest(version).parent == parent
             self.events.append("committed")
 
-        return self.versions.publish(
+        published = self.versions.publish(
             NAME, skill, parent=parent, numbers={"samples": 3.0}, committed=committed
         )
+        assert (published.canary is not None) == bool(self.share)
+        return published.version
 
 
 @pytest.fixture
@@ -104,6 +112,72 @@ def test_the_store_says_how_a_killed_publication_ended(scene, tmp_path):
     journal.decide(Decision(adapter=NAME, action="publishing", version=second))
     recover(journal, scene.adapters)
     assert journal.decisions()[-1].action == "abandoned"
+    journal.close()
+
+
+def test_a_canary_is_committed_installed_and_let_out(scene):
+    first, _ = scene.versions.current(NAME)
+    scene.share = 0.25
+    second = scene.publish(Skill(0.5), first)
+    assert scene.events == ["committed", "install"]
+    assert scene.versions.current(NAME) == (first, Skill())
+    canary = scene.versions.canary(NAME)
+    assert (canary.version, canary.parent, canary.share) == (second, first, 0.25)
+    assert not scene.versions.has_served(NAME, canary)
+    scene.versions.promote_canary(NAME, canary, "good")
+    assert scene.installed[-1] == (second, Skill(0.5))
+    assert scene.versions.current(NAME) == (second, Skill(0.5))
+    assert scene.adapters.history(NAME)[-1].note == Note(by="adaptation", why="good")
+    assert scene.versions.has_served(NAME, canary)
+    third = scene.publish(Skill(0.7), second)
+    scene.versions.withdraw_canary(NAME, scene.versions.canary(NAME))
+    assert scene.versions.canary(NAME) is None
+    assert scene.adapters.resolve(NAME) == second
+    assert not any(move.version == third for move in scene.adapters.history(NAME))
+
+
+def test_the_store_says_what_became_of_canaries(scene, tmp_path):
+    first, _ = scene.versions.current(NAME)
+    journal = Journal(tmp_path / "journal.db")
+    scene.share = 0.25
+    numbers = {"share": 0.25}
+
+    def begin(action):
+        version = scene.publish(Skill(0.5), scene.adapters.resolve(NAME))
+        ids = [journal.append(NAME, lesson(n), "r", held_out=False) for n in range(2)]
+        parent = scene.adapters.canaries.of(NAME).parent
+        decision = Decision(
+            adapter=NAME, action=action, version=version, parent=parent, numbers=numbers,
+            samples=tuple(ids),
+        )  # fmt: skip
+        journal.decide(decision, "used" if action == "canary" else None)
+        return version
+
+    out = begin("publishing")  # killed before the journal knew that it was out
+    recover(journal, scene.adapters)
+    assert [d.action for d in journal.decisions()] == ["canary"]
+    assert len(list(journal.used())) == 2
+    for number in range(3):
+        row = RequestRow(
+            id=f"q{number}", adapter=NAME, version=out, outcome="stop", prompt_tokens=1,
+            completion_tokens=1, feedback="good" if number else None,
+        )  # fmt: skip
+        journal.request(row)
+    scene.adapters.canaries.withdraw(NAME, out)  # killed before the journal was told
+    recover(journal, scene.adapters)
+    recover(journal, scene.adapters)
+    last = journal.decisions()[-1]
+    assert [d.action for d in journal.decisions()] == ["canary", "withdrawn"]
+    assert (last.version, last.parent, last.reasons) == (out, first, (ENDED_ELSEWHERE,))
+    assert (last.numbers["share"], last.numbers["good"], last.samples) == (0.25, 2, ())
+    served = begin("canary")
+    scene.adapters.promote(f"{NAME}:canary")
+    recover(journal, scene.adapters)
+    assert journal.decisions()[-1].action == "promoted"
+    assert journal.decisions()[-1].version == served
+    begin("canary")
+    recover(journal, scene.adapters)
+    assert journal.decisions()[-1].action == "canary"
     journal.close()
 
 

@@ -1,5 +1,7 @@
 """What may be learnt from: policies, consent, completeness, feedback."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -33,20 +35,22 @@ class Requests(MemoryJournal):
 
     def feedback(self, request_id, feedback):
         assert feedback in ("good", "bad", "correction")
-        assert request_id in self.requests
+        self.requests[request_id] = replace(self.requests[request_id], feedback=feedback)
 
 
 class Scene:
     def __init__(self, **bounds):
         self.log = Requests()
         self.buffer = SampleBuffer(BufferConfig(held_out_share=0.0), self.log)
-        self.opinions: list[tuple[AdapterName, VersionId, bool]] = []
+        self.opinions: list[tuple[AdapterName, VersionId, bool, bool | None]] = []
+        self.answered: list[tuple[AdapterName, VersionId]] = []
         self.recorder = TrafficRecorder(
             self.buffer,
             self.log,
             {ALL: "all", SOME: "feedback", OFF: "off"},
             encode=lambda text: [*map(ord, text), END],
-            observe=lambda name, version, bad: self.opinions.append((name, version, bad)),
+            observe=lambda *opinion: self.opinions.append(opinion),
+            answered=lambda *answer: self.answered.append(answer),
             config=RecorderConfig(**bounds),
         )
 
@@ -111,12 +115,20 @@ def test_what_was_cut_short_is_not_learnt_and_can_be_corrected(outcome):
     assert answer(scene.waiting()[0]) == (ord("x"), END)
 
 
+def test_answers_that_were_given_to_their_end_are_counted():
+    scene = Scene()
+    for number, outcome in enumerate(["stop", "length", "stop_string", "abort", "queue_full"]):
+        scene.finish(number, OFF, outcome)
+    scene.finish(9, None)
+    assert scene.answered == [(OFF, VERSION)] * 3
+
+
 def test_praise_makes_a_sample_where_feedback_does():
     scene = Scene()
     scene.finish(1, SOME)
     assert scene.say(1, "good") == "waiting"
     assert scene.say(1, "good") == "duplicate"
-    assert scene.opinions == [(SOME, VERSION, False)] * 2
+    assert scene.opinions == [(SOME, VERSION, False, None), (SOME, VERSION, False, False)]
 
 
 def test_a_dislike_withdraws_and_is_final():
@@ -127,7 +139,7 @@ def test_a_dislike_withdraws_and_is_final():
     assert scene.buffer.take(ALL, 5) == []
     assert scene.say(1, "good") == "unknown"
     assert scene.waiting() == []
-    assert scene.opinions[0] == (ALL, VERSION, True)
+    assert scene.opinions == [(ALL, VERSION, True, None), (ALL, VERSION, False, True)]
 
 
 def test_a_correction_takes_the_place_of_the_answer():

@@ -25,7 +25,8 @@ class FakeEngine:
         await asyncio.sleep(0)
 
 
-def resolve(ref: str) -> VersionId:
+def resolve(ref: str, key: str | None) -> VersionId:
+    assert key is None
     if ref == "nobody":
         raise AdapterNotFoundError("there is no adapter nobody")
     return VersionId(ref)

@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from hyprstream.refs import AdapterName
 from hyprstream.runtime.adapters import open_adapters
 from hyprstream.runtime.learning_report import learning_status
 from hyprstream.runtime.settings import Settings
@@ -255,3 +256,39 @@ def test_corrections_become_a_version_or_are_told_why_not(tmp_path):
         # Whatever came of it, what was there before says the same bits.
         assert said(client, "poet") == before
         assert "Traceback" not in server.log
+
+
+def test_a_canary_answers_users_always_alike_and_ends_when_its_name_is_moved(served, client):
+    client.post("/v1/adapters", json={"name": "tried", "rank": 2}).raise_for_status()
+    with open_adapters(Settings(home=served.home)) as adapters:
+        first = adapters.resolve("tried")
+        second = adapters.compress("tried", "raw", tag="again").version
+        adapters.canaries.begin(AdapterName("tried"), second, parent=first, share=0.5)
+    shown = client.get("/v1/adapters/tried").json()
+    assert shown["version"] == first
+    assert (shown["canary"]["version"], shown["canary"]["share"]) == (second, 0.5)
+
+    def answered_by(model: str, user: str = "") -> str:
+        ask = {**ASK, "max_tokens": 1, "model": model, "user": user}
+        fingerprint: str = client.post("/v1/chat/completions", json=ask).json()[
+            "system_fingerprint"
+        ]
+        return fingerprint
+
+    old, new = answered_by(f"tried@{first}"), answered_by(f"tried@{second}")
+    users = [f"user {number}" for number in range(24)]
+    versions = [answered_by("tried", user) for user in users]
+    assert set(versions) == {old, new}  # all of one side: once in eight million
+    assert [answered_by("tried", user) for user in users] == versions
+    started = client.post("/v1/training/tried/start", json={"steps_per_day": 0, "canary": 0.25})
+    assert (started.json()["canary"], started.json()["canary_out"]["version"]) == (0.25, second)
+    assert client.post("/v1/training/tried/start", json={"canary": 1}).status_code == 400
+    client.post("/v1/adapters/tried/promote", json={"tag": "canary"}).raise_for_status()
+    until = time.monotonic() + 60
+    while not (decisions := client.get("/v1/training/tried/status").json()["decisions"]):
+        assert time.monotonic() < until
+    assert (decisions[0]["action"], decisions[0]["version"]) == ("promoted", second)
+    assert {answered_by("tried", user) for user in users[:4]} == {new}
+    assert client.get("/v1/adapters/tried").json()["canary"] is None
+    client.post("/v1/training/tried/stop").raise_for_status()
+    client.delete("/v1/adapters/tried").raise_for_status()

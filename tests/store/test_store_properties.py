@@ -26,13 +26,14 @@ from hyprstream.errors import (
     VersionNotFoundError,
 )
 from hyprstream.refs import AdapterName, AdapterRef, VersionId
+from hyprstream.store.canaries import TAG
 from hyprstream.store.manifest import Draft, Payload
 from hyprstream.store.records import Note
 from hyprstream.store.store import AdapterStore
 from tests.store.fakes import FaultyDisk, Stopped, draft
 
 NAMES = st.sampled_from([AdapterName("support"), AdapterName("team/poet")])
-TAGS = st.sampled_from(["stable", "best"])
+TAGS = st.sampled_from(["stable", "canary"])
 PAYLOADS = st.sampled_from([b"", b"one", b"two and more", b"x" * 300])
 FAILURES = (
     st.none()
@@ -60,11 +61,17 @@ class Failure:
 
 @dataclass
 class Named:
-    """What a name is: the versions that rollbacks return to, its moves, its tags."""
+    """What a name is: the versions that rollbacks return to, its moves, its tags, its canary."""
 
     stack: list[VersionId]
     moves: list[tuple[str, VersionId, datetime]]
     tags: dict[str, VersionId] = field(default_factory=dict)
+    canary: VersionId | None = None
+
+    def end_canary(self) -> None:
+        if self.canary is not None:
+            self.canary = None
+            del self.tags[TAG]
 
 
 @dataclass
@@ -102,6 +109,7 @@ class Model:
         if named.stack[-1] != expected:
             raise StaleParentError("stale")
         self.require(to)
+        named.end_canary()
         if to != expected:
             named.stack.append(to)
             named.moves.append(("promote", to, self.now))
@@ -111,18 +119,39 @@ class Model:
         if len(named.stack) < 2:
             raise VersionNotFoundError("nothing below")
         self.require(named.stack[-2])
+        named.end_canary()
         named.stack.pop()
         named.moves.append(("rollback", named.stack[-1], self.now))
 
     def tag(self, name: AdapterName, tag: str, to: VersionId) -> None:
         named = self.named(name)
         self.require(to)
+        if tag == TAG:
+            named.end_canary()
         named.tags[tag] = to
 
     def untag(self, name: AdapterName, tag: str) -> None:
         if tag not in (self.names[name].tags if name in self.names else {}):
             raise VersionNotFoundError("no tag")
         del self.names[name].tags[tag]
+        if tag == TAG:
+            self.names[name].canary = None
+
+    def begin_canary(self, name: AdapterName, to: VersionId, parent: VersionId) -> None:
+        named = self.named(name)
+        if named.stack[-1] != parent or named.canary is not None:
+            raise StaleParentError("stale")
+        self.require(to)
+        named.canary = named.tags[TAG] = to
+
+    def end_canary(self, name: AdapterName, version: VersionId, *, promotes: bool) -> None:
+        named = self.names.get(name)
+        if named is None or named.canary != version:
+            raise StaleParentError("not out")
+        named.end_canary()
+        if promotes and version != named.stack[-1]:
+            named.stack.append(version)
+            named.moves.append(("promote", version, self.now))
 
     def delete(self, name: AdapterName) -> None:
         self.named(name)
@@ -219,7 +248,13 @@ class StoreHistory(RuleBasedStateMachine):
         for adapter in store.list():
             moves = [(move.action, move.version, move.at) for move in store.history(adapter.name)]
             assert store.current(adapter.name) == adapter.version
-            names[adapter.name] = (adapter.version, moves, store.tags(adapter.name))
+            canary = store.canaries.of(adapter.name)
+            names[adapter.name] = (
+                adapter.version,
+                moves,
+                store.tags(adapter.name),
+                None if canary is None else canary.version,
+            )
         with closing(sqlite3.connect(self._root / "names.db")) as db:
             versions = {version for (version,) in db.execute("SELECT id FROM versions")}
         return names, versions
@@ -301,6 +336,33 @@ class StoreHistory(RuleBasedStateMachine):
             failure,
         )
 
+    @rule(name=NAMES, to=PICK, stale=st.none() | PICK, failure=FAILURES)
+    def begin_canary(
+        self, name: AdapterName, to: int, stale: int | None, failure: Failure | None
+    ) -> None:
+        version, named = self._version(to), self._model.names.get(name)
+        parent = named.stack[-1] if named and stale is None else self._version(stale or 0)
+        self._do(
+            lambda: self._store.canaries.begin(name, version, parent=parent, share=0.5),
+            lambda model: model.begin_canary(name, version, parent),
+            failure,
+        )
+
+    @rule(name=NAMES, stale=st.none() | PICK, promotes=st.booleans(), failure=FAILURES)
+    def end_canary(
+        self, name: AdapterName, stale: int | None, promotes: bool, failure: Failure | None
+    ) -> None:
+        named, canaries = self._model.names.get(name), self._store.canaries
+        is_out = stale is None and named is not None and named.canary is not None
+        version = named.canary if named and is_out else self._version(stale or 0)
+        assert version is not None
+        end = canaries.promote if promotes else canaries.withdraw
+        self._do(
+            lambda: end(name, version),
+            lambda model: model.end_canary(name, version, promotes=promotes),
+            failure,
+        )
+
     @rule(name=NAMES, failure=FAILURES)
     def delete(self, name: AdapterName, failure: Failure | None) -> None:
         self._do(lambda: self._store.delete(name), lambda model: model.delete(name), failure)
@@ -341,6 +403,16 @@ class StoreHistory(RuleBasedStateMachine):
         assert self._state(self._reader) == _seen(self._model)
 
     @invariant()
+    def a_canary_answers_its_share_and_its_parent_the_others(self) -> None:
+        for name, named in self._model.names.items():
+            ref, found = AdapterRef(name=name), set()
+            for number in range(2):
+                version = self._reader.resolve(ref, f"key {number}")
+                found.add(version)
+            assert named.stack[-1] == self._reader.resolve(ref)
+            assert found <= {named.stack[-1], named.canary or named.stack[-1]}
+
+    @invariant()
     def every_version_is_what_its_id_says(self) -> None:
         assert self._store.verify() == ()
 
@@ -352,7 +424,8 @@ def _id(made: Draft, payload: bytes, now: datetime) -> VersionId:
 
 def _seen(model: Model) -> object:
     names = {
-        name: (named.stack[-1], named.moves, named.tags) for name, named in model.names.items()
+        name: (named.stack[-1], named.moves, named.tags, named.canary)
+        for name, named in model.names.items()
     }
     return names, set(model.versions)
 

@@ -107,6 +107,7 @@ def info(
         learning = {
             "learn": policies.of(found.ref.name).learn,
             "trusted": list(policies.trusted(found.ref.name)),
+            "canary": policies.of(found.ref.name).canary,
         }
         stats = adapters.grid(adapter) if include_stats else None
     if format is Format.TABLE:

@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from hyprstream.cli.output import Format, Output
 from hyprstream.cli.session import (
     AdapterDiff,
     AdapterInfo,
+    Canary,
     Coverage,
     GridStatistics,
     ModuleChange,
@@ -71,6 +73,7 @@ def info_record(info: AdapterInfo, stats: GridStatistics | None) -> dict[str, ob
         "needs_parent": manifest.needs_parent,
         "metrics": manifest.metrics,
         "provenance": manifest.provenance,
+        "canary": _canary_record(info.canary),
         "created": manifest.created.isoformat(timespec="seconds"),
         "modules": [
             {
@@ -94,7 +97,7 @@ def show_info(
     output: Output,
     info: AdapterInfo,
     stats: GridStatistics | None,
-    learning: Mapping[str, str | list[str]],
+    learning: Mapping[str, Any],
 ) -> None:
     """Print a version for a person: what it is, then a line for each sort of layer."""
     manifest = info.manifest
@@ -118,6 +121,11 @@ def show_info(
         "elements": f"{in_millions(active)} active of {in_millions(elements)} "
         f"on {len(info.modules)} layers",
     }
+    if info.canary is not None:
+        shown["canary"] = (
+            f"{info.canary.version[:12]} answers {info.canary.share:.3g} of the requests since "
+            f"{info.canary.since.astimezone():%Y-%m-%d %H:%M:%S}"
+        )
     if stats is not None:
         shown["grid"] = (
             f"{stats.num_voxels:,} voxels in {stats.num_leaves:,} leaves "
@@ -196,6 +204,17 @@ def plot(modules: Sequence[ModuleSummary]) -> str:
             *_rows(densities, num_layers, 1.0),
         ]
     )
+
+
+def _canary_record(canary: Canary | None) -> dict[str, object] | None:
+    if canary is None:
+        return None
+    return {
+        "version": canary.version,
+        "parent": canary.parent,
+        "share": canary.share,
+        "since": canary.since.isoformat(timespec="seconds"),
+    }
 
 
 def _rows(values: Mapping[str, Mapping[int, float]], num_layers: int, largest: float) -> list[str]:

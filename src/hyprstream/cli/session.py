@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         Adapters,
         CachedModel,
         CacheStatus,
+        Canary,
         Collected,
         Completion,
         Coverage,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
         Settings,
         Trained,
         TrainingRun,
+        Trial,
         Upkeep,
     )
 else:
@@ -54,6 +56,7 @@ else:
     CachedModel = CacheStatus = Damage = Leftover = Offer = Progress = Repair = Upkeep = object
     Point = Trained = TrainingRun = object
     Decision = LearningPolicy = LearningStatus = LessonProgress = SampleTraining = Sent = object
+    Canary = Trial = object
     Completion = Generation = Model = ModelInfo = SamplingParams = Settings = object
     Context = typer.Context.__base__  # what typer gives to commands; the tests check types
 
@@ -63,6 +66,7 @@ __all__ = [
     "Adapters",
     "CacheStatus",
     "CachedModel",
+    "Canary",
     "Collected",
     "Completion",
     "Context",
@@ -90,6 +94,7 @@ __all__ = [
     "Settings",
     "Trained",
     "TrainingRun",
+    "Trial",
     "Upkeep",
     "load_base",
     "load_model",

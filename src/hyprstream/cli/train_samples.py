@@ -30,7 +30,7 @@ from hyprstream.cli.session import (
 )
 from hyprstream.cli.stopping import Stopping
 from hyprstream.cli.train_options import DataFormat
-from hyprstream.errors import InvalidRequestError, UnavailableError
+from hyprstream.errors import ConflictError, InvalidRequestError, UnavailableError
 
 _MAX_STDIN_BYTES = 64 << 20
 
@@ -151,8 +151,20 @@ def start_from_samples(
         if not is_over:
             output.hint(f"The samples wait: `hyprstream lora train start {name}` begins again.")
             raise KeyboardInterrupt
-        if any(decision.action == "published" for decision in decisions):
-            output.text(f"{name}@{adapters.resolve(name)[:12]}\n")
+        made = [decision for decision in decisions if decision.action in ("published", "canary")]
+        if made:
+            _say_made(output, name, made[-1])
+
+
+def _say_made(output: Output, name: str, decision: Decision) -> None:
+    """Print the newest version, and who is answered by it."""
+    assert decision.version is not None
+    output.text(f"{name}@{decision.version[:12]}\n")
+    if decision.action == "canary":
+        output.hint(
+            f"A server answers {decision.numbers['share']:.3g} of the requests with it; "
+            f"`hyprstream lora promote {name}:canary` lets it answer all."
+        )
 
 
 def say_decision(output: Output, decision: Decision) -> None:
@@ -179,6 +191,10 @@ def told(numbers: Mapping[str, float]) -> str:
         if key.startswith("trusted/") and not key.endswith(("_high", "_total")):
             high = numbers[f"{key}_high"]
             parts.append(f"{key.removeprefix('trusted/')} {change:+.4f} (at most {high:+.4f})")
+    if "share" in numbers:
+        parts.append(f"{numbers['share']:.3g} of the requests")
+    if "answers" in numbers:
+        parts.append(f"{numbers['answers']:.0f} answers")
     if "bad" in numbers:
         parts.append(f"{numbers['bad']:.0f} disliked, {numbers['good']:.0f} liked")
     return "; ".join(parts)
@@ -199,11 +215,18 @@ def _check_shortage(adapters: Adapters, name: str, settings: Settings) -> None:
 
     Raises:
         InvalidRequestError: Too few samples wait, or the budget of the day is spent.
+        ConflictError: A canary is out.
     """
     from hyprstream.runtime import learning_status
 
     (status,) = learning_status(adapters, settings, name)
     waits = f"of {name}, {status.samples.waiting} samples wait and {status.samples.held_out}"
+    if status.waits_for_canary:
+        raise ConflictError(
+            f"of {name}, a canary is out: what was learnt now would begin with its parent",
+            hint=f"Let it answer all with `hyprstream lora promote {name}:canary`, or take it back "
+            f"with `hyprstream lora tag {name} canary --delete`.",
+        )
     if not status.has_enough:
         raise InvalidRequestError(
             f"{waits} are held out; {status.min_waiting} and {status.min_held_out} are needed",

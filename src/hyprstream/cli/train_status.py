@@ -12,7 +12,7 @@ import typer
 from hyprstream.cli.curves import write_curves
 from hyprstream.cli.options import AdapterNameArgument, FormatOption, UrlOption, grouped
 from hyprstream.cli.output import Format, Output
-from hyprstream.cli.session import Context, LearningPolicy, LearningStatus, session_of
+from hyprstream.cli.session import Context, LearningPolicy, LearningStatus, Trial, session_of
 from hyprstream.cli.text import in_time
 from hyprstream.cli.train_samples import told
 from hyprstream.cli.train_server import server_at
@@ -126,6 +126,15 @@ def policy(
         int | None,
         typer.Option(metavar="N", help="Keep so many samples at most.", min=0, show_default=False),
     ] = None,
+    canary: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Let a new version answer this share of the requests, as 0.1, until it has proved "
+            "itself; 0: all at once.",
+            show_default=False,
+        ),
+    ] = None,
     usual_budget: Annotated[
         bool, typer.Option("--usual-budget", help="Take the budget of the settings again.")
     ] = False,
@@ -145,6 +154,7 @@ def policy(
         "tokens_per_day": tokens_per_day,
         "keep_days": keep_days,
         "keep_samples": keep_samples,
+        "canary": canary,
     }
     with open_adapters(settings) as adapters:
         policies = Policies(adapters)
@@ -174,6 +184,9 @@ def policy_lines(status: LearningStatus) -> dict[str, str]:
         "learns from traffic": status.policy.learn,
         "keeps samples": f"{days}, {most} at most",
         "trusted": ", ".join(["unrelated text", *status.trusted]),
+        "new versions": f"answer {policy.canary:.3g} of the requests first"
+        if policy.canary
+        else "answer all requests at once",
         "budget a day": f"{budget.steps} steps, {in_time(budget.seconds)}, "
         f"{budget.tokens:,} tokens",
     }
@@ -196,6 +209,7 @@ def _policy_record(status: LearningStatus) -> dict[str, Any]:
         "learn": status.policy.learn,
         "keep_days": status.policy.keep_days,
         "keep_samples": status.policy.keep_samples,
+        "canary": status.policy.canary,
         "trusted": list(status.trusted),
         "budget": asdict(status.budget),
     }
@@ -241,6 +255,7 @@ def _record(status: LearningStatus) -> dict[str, Any]:
         "training": None if status.working is None else asdict(status.working),
         "can_resume": status.can_resume,
         "is_journal_held": status.is_journal_held,
+        "canary_out": status.canary_record,
         "decisions": [
             {**asdict(decision), "samples": len(decision.samples)}
             for decision in status.decisions[-_NUM_DECISIONS:]
@@ -260,11 +275,23 @@ def _lines(status: LearningStatus) -> dict[str, str]:
         "used": f"{samples.used}, {samples.dropped} dropped, {samples.withdrawn} withdrawn",
         "now": _now(status),
     }
+    if status.trial is not None:
+        lines["canary"] = _canary_line(status, status.trial)
     for decision in status.decisions[-_NUM_DECISIONS:][::-1]:
         at = datetime.fromtimestamp(decision.at).astimezone()
         why = "; ".join((told(decision.numbers), *decision.reasons))
         lines[f"{at:%m-%d %H:%M:%S}"] = f"{decision.action}: {why}"
     return lines
+
+
+def _canary_line(status: LearningStatus, trial: Trial) -> str:
+    canary, own, others = trial.canary, trial.own, trial.others
+    return (
+        f"{canary.version[:12]} answers {canary.share:.3g} of the requests since "
+        f"{canary.since.astimezone():%m-%d %H:%M:%S}: {own.answers} of "
+        f"{status.canary.max_answers} answers, {own.bad} disliked, {own.good} liked; "
+        f"{canary.parent[:12]} before it {others.answers}, {others.bad}, {others.good}"
+    )
 
 
 def _now(status: LearningStatus) -> str:
@@ -278,6 +305,8 @@ def _now(status: LearningStatus) -> str:
         )
     if status.is_training:
         return "a process trains it"
+    if status.waits_for_canary:
+        return "waits for the canary"
     if status.can_resume:
         return "interrupted; --resume goes on"
     if status.is_journal_held:
@@ -295,15 +324,16 @@ def _draw(file: Path, status: LearningStatus) -> None:
         ]
         write_curves(file, curve)
         return
-    losses = [
-        decision.numbers["held_out_loss"]
+    withdrawn = {d.version for d in status.decisions if d.action == "withdrawn"}
+    made = [
+        decision.numbers
         for decision in status.decisions
-        if decision.action == "published" and "held_out_loss" in decision.numbers
+        if decision.action == "published"
+        or (decision.action == "canary" and decision.version not in withdrawn)
     ]
+    losses = [numbers["held_out_loss"] for numbers in made if "held_out_loss" in numbers]
     first = [
-        decision.numbers["parent_held_out_loss"]
-        for decision in status.decisions
-        if decision.action == "published" and "parent_held_out_loss" in decision.numbers
+        numbers["parent_held_out_loss"] for numbers in made if "parent_held_out_loss" in numbers
     ][:1]
     points = [
         Point(step=number, loss=None, held_out_loss=loss)

@@ -80,6 +80,7 @@ class _Train(_Strict):
     steps_per_day: Annotated[int, Field(ge=0)] | None = None
     seconds_per_day: Annotated[float, Field(ge=0)] | None = None
     tokens_per_day: Annotated[int, Field(ge=0)] | None = None
+    canary: Annotated[float, Field(ge=0, lt=1)] | None = None
 
     @property
     def policy(self) -> LearningPolicy | None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     )
     from hyprstream.runtime.adapter_records import AdapterDiff, AdapterInfo, Committed
     from hyprstream.runtime.adapters import Adapters, open_adapters
+    from hyprstream.runtime.canary import Trial
     from hyprstream.runtime.coverage import AdapterCoverage, adapter_coverage
     from hyprstream.runtime.device import set_threads
     from hyprstream.runtime.enrolment import learner_of
@@ -66,7 +67,7 @@ if TYPE_CHECKING:
     from hyprstream.runtime.training import Training, TrainingRun
     from hyprstream.runtime.training_place import TrainingPlace
     from hyprstream.runtime.training_records import Evaluated, Trained, TrainingPlan
-    from hyprstream.store.records import Adapter, Collected, Move, Note
+    from hyprstream.store.records import Adapter, Canary, Collected, Move, Note
     from hyprstream.train.augment import AugmentConfig
     from hyprstream.train.buffer import Owner
     from hyprstream.train.curriculum import CurriculumConfig
@@ -87,6 +88,7 @@ _HOMES = {
     "CacheStatus": "hyprstream.catalog.records",
     "CachedModel": "hyprstream.catalog.records",
     "Caller": "hyprstream.runtime.text_service",
+    "Canary": "hyprstream.store.records",
     "Catalog": "hyprstream.catalog.catalog",
     "Check": "hyprstream.runtime.environment",
     "Collected": "hyprstream.store.records",
@@ -140,6 +142,7 @@ _HOMES = {
     "TrainingPlan": "hyprstream.runtime.training_records",
     "TrainingProgress": "hyprstream.train.run",
     "TrainingRun": "hyprstream.runtime.training",
+    "Trial": "hyprstream.runtime.canary",
     "Upkeep": "hyprstream.catalog.upkeep",
     "adapter_coverage": "hyprstream.runtime.coverage",
     "base_model_ref": "hyprstream.runtime.adapted",
@@ -183,6 +186,7 @@ __all__ = [
     "CacheStatus",
     "CachedModel",
     "Caller",
+    "Canary",
     "Catalog",
     "Check",
     "Collected",
@@ -236,6 +240,7 @@ __all__ = [
     "TrainingPlan",
     "TrainingProgress",
     "TrainingRun",
+    "Trial",
     "Upkeep",
     "adapter_coverage",
     "base_model_ref",

@@ -17,11 +17,14 @@ from typing import Any, Generic
 
 from hyprstream.errors import HyprstreamError, StaleParentError, UnavailableError
 from hyprstream.refs import AdapterName, VersionId
+from hyprstream.runtime.canary import CanaryConfig, CanaryWatch, Due, Trial
+from hyprstream.runtime.canary_trials import CanaryTrials
 from hyprstream.runtime.journal_rows import Action, Decision
-from hyprstream.runtime.learners import Learner, LoopParts, Spent, Weights
+from hyprstream.runtime.learners import Learner, LoopParts, Published, Spent, Weights
 from hyprstream.runtime.lesson import Lesson, Pieces, Result
 from hyprstream.runtime.teaching import Teaching
 from hyprstream.runtime.watch import FeedbackWatch, Worse
+from hyprstream.store.records import Canary
 from hyprstream.train.buffer import Fate
 
 log = logging.getLogger(__name__)
@@ -44,6 +47,7 @@ class AdaptationLoop(Generic[Weights]):
         learners: The adapters that learn.
         watch: What users say of versions.
         spent: What their learning took today before, in other processes.
+        canaries: Those that are out.
     """
 
     def __init__(
@@ -52,12 +56,16 @@ class AdaptationLoop(Generic[Weights]):
         learners: Iterable[Learner],
         watch: FeedbackWatch,
         spent: Mapping[AdapterName, Spent] | None = None,
+        *,
+        canaries: CanaryWatch | None = None,
     ) -> None:
         self._parts = parts
         self._learners = {learner.name: learner for learner in learners}
         self._watch = watch
         self._spent = dict(spent or {})
         self._teaching = Teaching(parts, self.spent)
+        self._canaries = canaries or CanaryWatch(CanaryConfig())
+        self._trials = CanaryTrials(parts, self._canaries, watch)
         self._pauses: dict[AdapterName, tuple[float, HyprstreamError]] = {}
         self._cycle: Generator[None, None, None] | None = None
         self._learning: AdapterName | None = None
@@ -124,9 +132,25 @@ class AdaptationLoop(Generic[Weights]):
         if awaited is not None:
             wait([awaited])
 
-    def observe(self, name: AdapterName, version: VersionId, *, is_bad: bool) -> None:
-        """Note what a user said of an answer of a version."""
-        self._watch.observe(name, version, is_bad=is_bad)
+    def observe(
+        self, name: AdapterName, version: VersionId, *, is_bad: bool, was_bad: bool | None = None
+    ) -> None:
+        """Note what a user said of an answer of a version, and had said of it before."""
+        self._canaries.observe(name, version, is_bad=is_bad, was_bad=was_bad)
+        trial = self._canaries.of(name)
+        if trial is None or trial.canary.version != version:
+            self._watch.observe(name, version, is_bad=is_bad, was_bad=was_bad)
+
+    def answered(self, name: AdapterName, version: VersionId) -> None:
+        """Note that a version gave an answer to its end."""
+        self._canaries.answered(name, version)
+
+    def compare(self, canaries: Mapping[AdapterName, Canary]) -> None:
+        """Note which canaries are out by the store: people may have ended one.
+
+        On the threads of `LoopParts.io`, so that none is just being ended by the loop.
+        """
+        self._canaries.compare(canaries, self._parts.trial)
 
     def ready(self) -> bool:
         """Tell whether there is a slice to run."""
@@ -140,7 +164,10 @@ class AdaptationLoop(Generic[Weights]):
         ):
             self.give_up()
         return (
-            self._cycle is not None or self._watch.worse() is not None or self._next() is not None
+            self._cycle is not None
+            or self._watch.worse() is not None
+            or self._due() is not None
+            or self._next() is not None
         )
 
     def run_slice(self) -> None:
@@ -167,6 +194,9 @@ class AdaptationLoop(Generic[Weights]):
         worse = self._watch.worse()
         if worse is not None:
             return self._take_back(worse)
+        due = self._due()
+        if due is not None:
+            return self._settle(due)
         learner = self._next()
         assert learner is not None, "the loop was not ready"
         self._learning = learner.name
@@ -177,6 +207,11 @@ class AdaptationLoop(Generic[Weights]):
         due = [learner for learner in self._learners.values() if self._is_due(learner)]
         return min(due, key=lambda learner: self.spent(learner.name).seconds, default=None)
 
+    def _due(self) -> Due | None:
+        """Return a canary that is to be decided about, if there is one."""
+        due = self._canaries.due(self._parts.clock())
+        return next((one for one in due if self.pause(one.adapter) is None), None)
+
     def _is_due(self, learner: Learner) -> bool:
         config, buffer = learner.config, self._parts.buffer
         return (
@@ -184,6 +219,8 @@ class AdaptationLoop(Generic[Weights]):
             and buffer.num_held_out(learner.name) >= config.min_held_out
             and self.spent(learner.name).is_within(config.budget)
             and self.pause(learner.name) is None
+            # What is learnt meanwhile would begin with the parent of the canary, not with it.
+            and self._canaries.of(learner.name) is None
         )
 
     # One version ----------------------------------------------------------------------
@@ -236,37 +273,48 @@ class AdaptationLoop(Generic[Weights]):
         fresh = self._wanted(lesson)
         lesson.numbers["seconds"] = lesson.seconds
 
-        def publish() -> VersionId:
+        def publish() -> tuple[Published, Trial | None]:
             rows: list[int] = []
 
-            def committed(version: VersionId) -> None:
+            def committed(version: VersionId, share: float) -> None:
                 decision = Decision(
                     adapter=name,
                     action="publishing",
                     parent=parent,
                     version=version,
                     reasons=lesson.drift,
-                    numbers=lesson.numbers,
+                    numbers=lesson.numbers if share == 1 else {**lesson.numbers, "share": share},
                     samples=fresh,
                 )
                 rows.append(parts.journal.decide(decision))
 
             try:
-                version = parts.versions.publish(
+                published = parts.versions.publish(
                     name, candidate, parent=parent, numbers=lesson.numbers, committed=committed
                 )
             except HyprstreamError:
                 for row in rows:
                     parts.journal.resolve(row, "abandoned")
                 raise
+            canary = published.canary
             for row in rows:
-                parts.journal.resolve(row, "published", "used")
-            return version
+                parts.journal.resolve(row, "canary" if canary else "published", "used")
+            return published, parts.trial(name, canary) if canary else None
 
-        version = yield from self._wait(publish)
+        published, trial = yield from self._wait(publish)
         parts.buffer.settled(name, fresh, "used")
         parts.buffer.settle(name, lesson.ids, "dropped")  # what was not worth learning from
-        self._watch.published(name, version, parent)
+        if trial is None:
+            self._watch.published(name, published.version, parent)
+        else:
+            self._canaries.begin(name, trial)
+
+    def _settle(self, due: Due) -> Generator[None, None, None]:
+        """Promote a canary, or withdraw it."""
+        try:
+            yield from self._trials.settle(due, self._wait)
+        except UnavailableError as error:
+            self._pause(due.adapter, error)
 
     def _take_back(self, worse: Worse) -> Generator[None, None, None]:
         """Move a name back from a version that users like less than its parent."""
@@ -292,6 +340,7 @@ class AdaptationLoop(Generic[Weights]):
             journal.decide(decision)
 
         yield from self._wait(take_back)
+        self._canaries.doubt(worse.adapter)  # a move of the name ends it
 
     # Pieces of those ------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from hyprstream.lora.summary import ModuleChange, ModuleSummary
 from hyprstream.refs import AdapterRef, VersionId
 from hyprstream.store.manifest import Manifest, SpecValue
+from hyprstream.store.records import Canary
 from hyprstream.vdb.codecs import Report
 
 
@@ -36,6 +37,7 @@ class AdapterInfo:
         modules: What it does to each layer.
         ratio: Its elements in float32 by the length of its payload.
         training: What was recorded of how it is to be trained; see `recorded_training`.
+        canary: What answers a share of the requests that name the adapter, if one is out.
     """
 
     ref: AdapterRef
@@ -45,6 +47,7 @@ class AdapterInfo:
     modules: tuple[ModuleSummary, ...]
     ratio: float
     training: Mapping[str, SpecValue]
+    canary: Canary | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,7 @@ from hyprstream.runtime.recorded_training import recorded
 from hyprstream.runtime.settings import Settings
 from hyprstream.store import layout
 from hyprstream.store.belongings import Belongings
+from hyprstream.store.canaries import Canaries
 from hyprstream.store.manifest import Draft, Manifest, SpecValue
 from hyprstream.store.records import Adapter, Collected, Move, Note
 from hyprstream.store.store import GRACE, AdapterStore
@@ -69,15 +70,24 @@ class Adapters:
         """What is kept with names rather than with versions."""
         return self._store.belongings
 
-    def resolve(self, ref: str) -> VersionId:
+    @property
+    def canaries(self) -> Canaries:
+        """Versions that answer a share of the requests."""
+        return self._store.canaries
+
+    def resolve(self, ref: str, key: str | None = None) -> VersionId:
         """Tell which version a reference means.
+
+        Args:
+            ref: The reference.
+            key: Of a request: a name alone may mean its canary then; see `Canary.takes`.
 
         Raises:
             InvalidReferenceError: It is no reference, or means several versions.
             AdapterNotFoundError: There is no such adapter.
             VersionNotFoundError: It has no such tag or version.
         """
-        return self._store.resolve(AdapterRef.parse(ref))
+        return self._store.resolve(AdapterRef.parse(ref), key)
 
     def manifest(self, version: VersionId) -> Manifest:
         """Tell what a version is; errors as in `AdapterStore.manifest`."""
@@ -103,6 +113,7 @@ class Adapters:
             modules=modules,
             ratio=4 * num_elements / max(1, manifest.payload.size_bytes),
             training=recorded(manifest.spec),
+            canary=self.canaries.of(parsed.name),
         )
 
     def grid(self, ref: str) -> GridStatistics:

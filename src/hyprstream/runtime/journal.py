@@ -18,7 +18,9 @@ from hyprstream.errors import CorruptStoreError, UnavailableError
 from hyprstream.files import lock, storage
 from hyprstream.refs import AdapterName
 from hyprstream.runtime import journal_rows
+from hyprstream.runtime.canary import Trial
 from hyprstream.runtime.journal_rows import FORMAT, Action, Decision, RequestRow, translated
+from hyprstream.store.records import Canary
 from hyprstream.train.buffer import NOBODY, Fate, Kept, Owner
 from hyprstream.train.sample import Sample
 
@@ -138,6 +140,12 @@ class Journal:
     def used(self) -> Iterator[Kept]:
         """Return the samples that were learnt from, oldest first."""
         yield from self._samples("fate = 'used' ORDER BY id")
+
+    def others_words(self, adapter: AdapterName, since: float, most: int) -> list[Sample]:
+        """List samples to judge by; see `journal_rows.others_words`."""
+        with self._turn, self._translated():
+            kept = journal_rows.others_words(self._db, adapter, since, most)
+            return [one.sample for one in kept]
 
     def adapters(self) -> list[AdapterName]:
         """List whose samples are kept."""
@@ -285,6 +293,11 @@ class Journal:
         names = ("id", "adapter", "version", "outcome", "prompt_tokens", "completion_tokens",
                  "feedback")  # fmt: skip
         return None if row is None else RequestRow(**dict(zip(names, row, strict=True)))
+
+    def trial(self, adapter: AdapterName, canary: Canary) -> Trial:
+        """Tell how a canary stands; see `journal_rows.trial`."""
+        with self._turn, self._translated():
+            return journal_rows.trial(self._db, adapter, canary)
 
     # Inside ---------------------------------------------------------------------------
 

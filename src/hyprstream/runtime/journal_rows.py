@@ -10,6 +10,8 @@ from typing import Literal
 
 from hyprstream.errors import CorruptStoreError, StorageFullError, UnavailableError
 from hyprstream.refs import AdapterName, VersionId
+from hyprstream.runtime.canary import COMPLETE, Side, Trial
+from hyprstream.store.records import Canary
 from hyprstream.train.buffer import Kept
 from hyprstream.train.sample import Sample
 
@@ -17,11 +19,11 @@ FORMAT = 2
 """Of the tables. In format 1 samples had no owners."""
 
 Action = Literal[
-    "publishing", "published", "rejected", "stale", "abandoned", "failed", "disabled",
-    "rolled_back",
+    "publishing", "published", "canary", "rejected", "stale", "abandoned", "failed", "disabled",
+    "rolled_back", "promoted", "withdrawn",
 ]  # fmt: skip
 """What was decided; `publishing` becomes one of the next, if not by this process then by its
-successor."""
+successor. What is a `canary` is `promoted` or `withdrawn` later, in a decision of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +127,40 @@ def samples(db: sqlite3.Connection, condition: str, values: tuple[object, ...] =
             query + condition, values
         ).fetchall()
     ]
+
+
+def trial(db: sqlite3.Connection, adapter: AdapterName, canary: Canary) -> Trial:
+    """Tell how a canary stands by the requests that are known."""
+    complete = ", ".join("?" * len(COMPLETE))
+    query = (
+        f"SELECT count(*) FILTER (WHERE at >= ? AND outcome IN ({complete})), "  # noqa: S608
+        "count(*) FILTER (WHERE feedback = 'good'), "
+        "count(*) FILTER (WHERE feedback IN ('bad', 'correction')) "
+        "FROM requests WHERE adapter = ? AND version = ?"
+    )
+    since = canary.since.timestamp()
+    own, others = (
+        Side(**dict(zip(("answers", "good", "bad"), row, strict=True)))
+        for version in (canary.version, canary.parent)
+        for row in db.execute(query, (since, *COMPLETE, adapter, version))
+    )
+    return Trial(canary=canary, own=own, others=others)
+
+
+def others_words(
+    db: sqlite3.Connection, adapter: AdapterName, since: float, most: int
+) -> list[Kept]:
+    """List the latest samples since a moment that are held out, and that no version had written.
+
+    What a version says itself is likelier to it than to any other, so that by such samples it
+    would seem to be the best. What people sent or corrected is nobody's.
+    """
+    condition = (
+        "adapter = ? AND held_out AND fate IS NULL AND at >= ? AND NOT EXISTS ("
+        "SELECT 1 FROM requests WHERE requests.id = samples.source "
+        "AND coalesce(feedback, '') != 'correction') ORDER BY id DESC LIMIT ?"
+    )
+    return samples(db, condition, (adapter, since, most))
 
 
 def sample_counts(db: sqlite3.Connection) -> dict[AdapterName, SampleCounts]:

@@ -10,7 +10,9 @@ from hyprstream.errors import CorruptStoreError
 from hyprstream.files import is_locked
 from hyprstream.refs import AdapterName
 from hyprstream.runtime import journal_rows
+from hyprstream.runtime.canary import Trial
 from hyprstream.runtime.journal_rows import FORMAT, Decision, SampleCounts, translated
+from hyprstream.store.records import Canary
 from hyprstream.train.buffer import Kept
 from hyprstream.train.sample import Sample
 
@@ -115,6 +117,14 @@ def view_journal(file: Path, adapter: AdapterName | None = None) -> JournalView:
             decisions=journal_rows.decisions(db, adapter),
             is_held=is_held,
         )
+
+
+def view_trial(file: Path, adapter: AdapterName, canary: Canary) -> Trial:
+    """Tell how a canary stands, whoever has the journal; see `view_journal`."""
+    with _looking(file) as found:
+        if found is None:
+            return Trial(canary=canary)
+        return journal_rows.trial(found[0], adapter, canary)
 
 
 @contextmanager

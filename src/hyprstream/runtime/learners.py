@@ -7,7 +7,9 @@ from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 from hyprstream.errors import InvalidSettingsError
 from hyprstream.refs import AdapterName, VersionId
+from hyprstream.runtime.canary import Trial
 from hyprstream.runtime.journal_rows import Action, Decision
+from hyprstream.store.records import Canary
 from hyprstream.train.buffer import Fate, SampleBuffer
 from hyprstream.train.gate import Gate
 from hyprstream.train.sample import Sample
@@ -154,12 +156,29 @@ class Training(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """A version that came out of the loop.
+
+    Attributes:
+        version: Its id.
+        canary: What it is for a while; None if the name points at it already.
+    """
+
+    version: VersionId
+    canary: Canary | None = None
+
+
 @runtime_checkable
 class Versions(Protocol, Generic[Weights]):
     """What the loop asks of stored and installed versions; called on a thread that may wait."""
 
     def current(self, name: AdapterName) -> tuple[VersionId, Weights]:
         """Return the version that a name points at, and its weights."""
+        ...
+
+    def load(self, version: VersionId) -> Weights:
+        """Return the weights of a version."""
         ...
 
     def publish(
@@ -169,13 +188,35 @@ class Versions(Protocol, Generic[Weights]):
         *,
         parent: VersionId,
         numbers: Mapping[str, float],
-        committed: Callable[[VersionId], None],
-    ) -> VersionId:
-        """Commit, tell, install, promote, in this order.
+        committed: Callable[[VersionId, float], None],
+    ) -> Published:
+        """Commit, tell, install, promote, in this order; or let it be a canary, by the policy.
+
+        `committed` is told the version, and the share of requests that it answers at first.
 
         Raises:
             StaleParentError: The name does not point at the parent any more.
         """
+        ...
+
+    def canary(self, name: AdapterName) -> Canary | None:
+        """Return the canary of a name, if one is out."""
+        ...
+
+    def promote_canary(self, name: AdapterName, canary: Canary, why: str) -> None:
+        """Let a canary answer everybody.
+
+        Raises:
+            StaleParentError: It is not out any more.
+        """
+        ...
+
+    def withdraw_canary(self, name: AdapterName, canary: Canary) -> None:
+        """Take a canary back; errors as in `promote_canary`."""
+        ...
+
+    def has_served(self, name: AdapterName, canary: Canary) -> bool:
+        """Tell whether a name was moved to what had been its canary."""
         ...
 
     def roll_back(self, name: AdapterName, *, expected: VersionId, why: str) -> VersionId:
@@ -231,6 +272,16 @@ def _nobody(progress: LessonProgress) -> None:
     del progress
 
 
+def _new(name: AdapterName, canary: Canary) -> Trial:
+    del name
+    return Trial(canary=canary)
+
+
+def _nothing(name: AdapterName, since: float) -> Sequence[Sample]:
+    del name, since
+    return ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopParts(Generic[Weights]):
     """What an adaptation loop joins.
@@ -245,6 +296,9 @@ class LoopParts(Generic[Weights]):
         norm_of: The norm of all parameters of weights.
         clock: Seconds since 1970.
         tell: Told on the loop's thread how far a version is.
+        arrived: Samples that are held out, came since a moment, and are no version's own words;
+            called on a thread that may wait, as the next.
+        trial: What is known of a canary and its parent.
     """
 
     trainer: Training
@@ -256,6 +310,8 @@ class LoopParts(Generic[Weights]):
     norm_of: Callable[[Weights], float]
     clock: Callable[[], float]
     tell: Callable[[LessonProgress], None] = _nobody
+    arrived: Callable[[AdapterName, float], Sequence[Sample]] = _nothing
+    trial: Callable[[AdapterName, Canary], Trial] = _new
 
 
 @dataclass(slots=True)

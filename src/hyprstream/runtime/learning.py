@@ -15,11 +15,13 @@ from hyprstream.models.decoder import Decoder
 from hyprstream.refs import VersionId
 from hyprstream.runtime.adaptation import AdaptationLoop
 from hyprstream.runtime.adapters import Adapters, Tensors
+from hyprstream.runtime.canary import CanaryWatch
 from hyprstream.runtime.events import MOST, ToldDecisions
 from hyprstream.runtime.journal import Journal
 from hyprstream.runtime.journal_rows import Decision
 from hyprstream.runtime.learners import Learner, LessonProgress, LoopParts, day_start, spent_on
 from hyprstream.runtime.learning_config import LearningConfig
+from hyprstream.runtime.policy import Policies
 from hyprstream.runtime.publishing import StoreVersions, forget_deleted, recover
 from hyprstream.runtime.retention import remove_expired
 from hyprstream.runtime.watch import FeedbackWatch
@@ -79,7 +81,7 @@ def open_learning(
         CorruptStoreError: The journal is damaged.
     """
     journal, buffer = open_buffer(adapters, journal_file, config)
-    base = BaseLayers(model.weights)
+    base, policies = BaseLayers(model.weights), Policies(adapters)
 
     def load(tensors: Tensors) -> LoraWeights:
         return unpack(tensors, base)
@@ -89,17 +91,28 @@ def open_learning(
         trainer=Trainer(model),
         buffer=buffer,
         gate=Gate(config.gate),
-        versions=StoreVersions(adapters, load=load, pack=pack, install=install),
+        versions=StoreVersions(
+            adapters,
+            load=load,
+            pack=pack,
+            install=install,
+            share_of=lambda name: policies.of(name).canary,
+        ),
         journal=ToldDecisions(journal, tell),
         io=io,
         norm_of=norm,
         clock=time.time,
         tell=tell,
+        arrived=lambda name, since: journal.others_words(name, since, config.buffer.max_held_out),
+        trial=journal.trial,
     )
     for decision in journal.decisions()[-MOST["decision"] :]:
         tell(decision)
     today = spent_on(journal.decisions(since=day_start(time.time())), time.time())
-    loop = AdaptationLoop(parts, learners, FeedbackWatch(config.watch), today)
+    canaries = CanaryWatch(config.canary)
+    for name, canary in adapters.canaries.all().items():
+        canaries.begin(name, journal.trial(name, canary))
+    loop = AdaptationLoop(parts, learners, FeedbackWatch(config.watch), today, canaries=canaries)
     return Learning(loop=loop, buffer=buffer, journal=journal, io=io)
 
 
@@ -114,7 +127,7 @@ def open_buffer(
     """
     journal = Journal(journal_file)
     try:
-        recover(journal, adapters)
+        recover(journal, adapters, config.canary)
         forget_deleted(journal, adapters)
         remove_expired(journal, adapters, config.retention, time.time())
         buffer = SampleBuffer(config.buffer, journal)

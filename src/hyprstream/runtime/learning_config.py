@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from hyprstream.engine.config import EngineConfig
 from hyprstream.errors import InvalidSettingsError
+from hyprstream.runtime.canary import CanaryConfig
 from hyprstream.runtime.fitting_config import FittingConfig
 from hyprstream.runtime.learners import LearnerConfig
 from hyprstream.runtime.recorder import RecorderConfig
@@ -25,6 +26,7 @@ class LearningConfig:
     buffer: BufferConfig = field(default_factory=BufferConfig)
     gate: GateConfig = field(default_factory=GateConfig)
     watch: WatchConfig = field(default_factory=WatchConfig)
+    canary: CanaryConfig = field(default_factory=CanaryConfig)
     traffic: RecorderConfig = field(default_factory=RecorderConfig)
     retention: RetentionConfig = field(default_factory=RetentionConfig)
     adapt: FittingConfig = field(default_factory=FittingConfig)

@@ -3,11 +3,13 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from hyprstream.refs import AdapterName, adapter_name
 from hyprstream.runtime.adapters import Adapters
+from hyprstream.runtime.canary import CanaryConfig, Trial
 from hyprstream.runtime.journal_rows import Decision, SampleCounts
-from hyprstream.runtime.journal_view import view_journal
+from hyprstream.runtime.journal_view import view_journal, view_trial
 from hyprstream.runtime.learners import Budget, Spent, spent_on
 from hyprstream.runtime.policy import LearningPolicy, Policies
 from hyprstream.runtime.settings import Settings
@@ -32,6 +34,8 @@ class LearningStatus:
         is_training: There is one, even if it has said nothing yet.
         can_resume: A training on files was interrupted.
         is_journal_held: A process has the journal: a server, or a training on samples.
+        trial: How its canary stands; None while none is out.
+        canary: When a canary is decided about.
     """
 
     name: AdapterName
@@ -47,6 +51,30 @@ class LearningStatus:
     is_training: bool
     can_resume: bool
     is_journal_held: bool
+    trial: Trial | None
+    canary: CanaryConfig
+
+    @property
+    def waits_for_canary(self) -> bool:
+        """Tell whether nothing is learnt until a canary has been tried for longer."""
+        trial, config = self.trial, self.canary
+        return trial is not None and not (trial.end(config) or trial.is_over(config, time.time()))
+
+    @property
+    def canary_record(self) -> dict[str, Any] | None:
+        """How its canary stands, as plain data."""
+        trial = self.trial
+        if trial is None:
+            return None
+        canary = trial.canary
+        return {
+            "version": canary.version,
+            "parent": canary.parent,
+            "since": canary.since.isoformat(timespec="seconds"),
+            **trial.numbers(self.canary, time.time()),
+            "max_answers": self.canary.max_answers,
+            "max_hours": self.canary.max_hours,
+        }
 
     @property
     def has_enough(self) -> bool:
@@ -79,6 +107,7 @@ def learning_status(
         place = TrainingPlace(settings.training_folder, known)
         policy, is_training = policies.of(known), place.is_held()
         born = adapters.history(known)[0].at.timestamp()
+        out = adapters.canaries.of(known)
         found.append(
             LearningStatus(
                 name=known,
@@ -94,6 +123,8 @@ def learning_status(
                 is_training=is_training,
                 can_resume=not is_training and place.has_saved(),
                 is_journal_held=view.is_held,
+                trial=None if out is None else view_trial(settings.journal_file, known, out),
+                canary=config.canary,
             )
         )
     return found

@@ -93,8 +93,15 @@ def losses(
     trainer: Training, lesson: Lesson[Weights], weights: Weights | None, samples: Sequence[Sample]
 ) -> Pieces[list[float]]:
     """Measure an adapter on samples; None is the base model."""
+    return (yield from measured(trainer, weights, samples, lesson.learner.config.eval_tokens))
+
+
+def measured(
+    trainer: Training, weights: Weights | None, samples: Sequence[Sample], eval_tokens: int
+) -> Pieces[list[float]]:
+    """Measure an adapter on samples, so many tokens at a time; None is the base model."""
     longest = max((len(sample.token_ids) for sample in samples), default=0)
-    batch_tokens = max(lesson.learner.config.eval_tokens, longest)
+    batch_tokens = max(eval_tokens, longest)
     found: list[float] = yield from run(
         trainer.begin_evaluation(weights, samples, batch_tokens=batch_tokens)
     )

@@ -85,7 +85,10 @@ class LiveLearning:
             learning.journal,
             {},
             encode=self._encode,
-            observe=lambda name, version, bad: learning.loop.observe(name, version, is_bad=bad),
+            observe=lambda name, version, is_bad, was_bad: learning.loop.observe(
+                name, version, is_bad=is_bad, was_bad=was_bad
+            ),
+            answered=learning.loop.answered,
             config=settings.train.traffic,
         )
         self._kept = KeptSamples(learning, self._recorder, adapters, settings.train.retention)
@@ -312,9 +315,15 @@ class LiveLearning:
                 else:
                     self._learning.loop.dismiss(adapter.name)
         self._asked &= set(asked)  # one that was deleted is asked for no more
+        self._look_at_canaries()
         self._chosen = frozenset(chosen)
         self._recorder.set_policies(chosen)
         return [*chosen, *asked]
+
+    def _look_at_canaries(self) -> None:
+        """Find out which canaries are out: other processes move names too."""
+        loop, canaries = self._learning.loop, self._adapters.canaries
+        self._learning.io.submit(lambda: loop.compare(canaries.all())).result()
 
     def _enrol(self, names: Sequence[AdapterName]) -> None:
         settings = self._settings

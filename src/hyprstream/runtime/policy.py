@@ -50,6 +50,8 @@ class LearningPolicy:
     """Days after which samples are deleted, 0: never; None takes `train.retention.max_age_days`."""
     keep_samples: int | None = None
     """Most samples that are kept; None takes the setting."""
+    canary: float = 0.0
+    """Share of requests that a new version answers until it has proved itself; 0: all, at once."""
 
     def __post_init__(self) -> None:
         """Reject values outside their range.
@@ -62,6 +64,10 @@ class LearningPolicy:
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise InvalidSettingsError(f"{name} is {value}", hint="Make it 0 or more.")
+        if not 0 <= self.canary < 1:
+            raise InvalidSettingsError(
+                f"canary is {self.canary}", hint="Make it a share below 1; 0 switches it off."
+            )
 
     def budget(self, usual: Budget) -> Budget:
         """Return the budget of the adapter."""

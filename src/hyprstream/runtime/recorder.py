@@ -12,6 +12,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 from hyprstream.errors import InvalidRequestError, InvalidSettingsError
 from hyprstream.refs import AdapterName, RequestId, VersionId
+from hyprstream.runtime.canary import COMPLETE
 from hyprstream.runtime.journal_rows import RequestRow
 from hyprstream.train.buffer import NOBODY, Added, Owner, SampleBuffer
 from hyprstream.train.sample import Sample
@@ -107,7 +108,9 @@ class TrafficRecorder:
         log: Takes the rows.
         policies: Of the adapters that learn; all others are off.
         encode: Turns a corrected answer into tokens, the end token included.
-        observe: Told the opinion on a version, and whether it is bad.
+        observe: Told of each opinion: adapter, version, whether it is bad, and whether an earlier
+            one on the same answer was; None if there was none.
+        answered: Told of each answer that was given to its end: adapter and version.
         config: Bounds.
     """
 
@@ -118,7 +121,8 @@ class TrafficRecorder:
         policies: Mapping[AdapterName, Policy],
         *,
         encode: Callable[[str], Sequence[int]],
-        observe: Callable[[AdapterName, VersionId, bool], None],
+        observe: Callable[[AdapterName, VersionId, bool, bool | None], None],
+        answered: Callable[[AdapterName, VersionId], None] = lambda _adapter, _version: None,
         config: RecorderConfig,
     ) -> None:
         self._buffer = buffer
@@ -126,6 +130,7 @@ class TrafficRecorder:
         self._policies = dict(policies)
         self._encode = encode
         self._observe = observe
+        self._answered = answered
         self._config = config
         self._lock = threading.Lock()
         self._remembered: OrderedDict[RequestId, Exchange] = OrderedDict()
@@ -157,6 +162,8 @@ class TrafficRecorder:
                 completion_tokens=len(exchange.answer),
             )
         )
+        if exchange.adapter and exchange.version and exchange.outcome in COMPLETE:
+            self._answered(exchange.adapter, exchange.version)
         policy = self._policy(exchange.adapter)
         if policy == "off" or exchange.adapter is None:
             return "off"
@@ -195,7 +202,8 @@ class TrafficRecorder:
             return "unknown"
         self._log.feedback(request_id, opinion)
         if row.adapter is not None and row.version is not None:
-            self._observe(row.adapter, row.version, opinion != "good")
+            was_bad = None if row.feedback is None else row.feedback != "good"
+            self._observe(row.adapter, row.version, opinion != "good", was_bad)
         with self._lock:
             exchange = self._remembered.get(request_id)
         if opinion == "good":

@@ -55,8 +55,8 @@ class Residence:
 
     Args:
         engine: Takes the versions.
-        resolve: Tells which version a reference means, and raises for one that is not for this
-            model; it may wait for the disk.
+        resolve: Tells which version a reference means to a request of a key, and raises for one
+            that is not for this model; it may wait for the disk.
         pool: Threads that may.
         max_known: How many versions to keep known while nobody uses them.
     """
@@ -64,7 +64,7 @@ class Residence:
     def __init__(
         self,
         engine: VersionHost,
-        resolve: Callable[[str], VersionId],
+        resolve: Callable[[str, str | None], VersionId],
         pool: Executor,
         *,
         max_known: int = MAX_KNOWN,
@@ -95,8 +95,12 @@ class Residence:
         return self._names.get(version)
 
     @asynccontextmanager
-    async def in_use(self, ref: str) -> AsyncIterator[VersionId]:
+    async def in_use(self, ref: str, key: str | None = None) -> AsyncIterator[VersionId]:
         """Give the version that a reference means now; the engine knows it in this block.
+
+        Args:
+            ref: The reference.
+            key: Of the request: a name alone may mean its canary then.
 
         Raises:
             NotFoundError: There is no such adapter or version.
@@ -104,7 +108,7 @@ class Residence:
             EngineStoppedError: The engine does not run.
         """
         loop = asyncio.get_running_loop()
-        version = await loop.run_in_executor(self._pool, self._resolve, ref)
+        version = await loop.run_in_executor(self._pool, self._resolve, ref, key)
         self._pins[version] += 1
         try:
             if version not in self._known:

@@ -16,6 +16,7 @@ from hyprstream.runtime.settings import Settings
 from hyprstream.train.buffer import Kept, Owner
 
 _DAY_S = 86_400.0
+_LEARNT = ("published", "canary", "publishing")  # actions that make a version of samples
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +79,7 @@ def told_of(removed: Sequence[Kept], decisions: Iterable[Decision]) -> Erased:
         erased.samples[kept.adapter] = erased.samples.get(kept.adapter, 0) + 1
     for decision in decisions if ids else ():
         # One that is on its way may yet be published.
-        is_there = decision.action in ("published", "publishing") and decision.version is not None
+        is_there = decision.action in _LEARNT and decision.version is not None
         if is_there and not ids.isdisjoint(decision.samples):
             assert decision.version is not None
             erased.versions.setdefault(decision.adapter, []).append(decision.version)

@@ -216,7 +216,7 @@ class Runtime:
             NotFoundError: There is no such adapter or version.
             IncompatibleAdapterError: It was made for another model.
         """
-        return await self.in_pool(lambda: self._resolve(ref, other))
+        return await self.in_pool(lambda: self._resolve(ref, other=other))
 
     async def evaluate(
         self, ref: str, samples: Sequence[Sample] | None = None, *, most: int = 128
@@ -320,8 +320,10 @@ class Runtime:
     async def _moves_after(self, moment: datetime, most: int) -> Sequence[tuple[AdapterName, Move]]:
         return await self.in_pool(lambda: self.adapters.moves_after(moment, most))
 
-    def _resolve(self, ref: str, other: ModelFingerprint | None = None) -> VersionId:
+    def _resolve(
+        self, ref: str, key: str | None = None, *, other: ModelFingerprint | None = None
+    ) -> VersionId:
         """Tell which version a reference means, if it is for this model. Waits for the disk."""
-        version = self.adapters.resolve(ref)
+        version = self.adapters.resolve(ref, key)
         check_base(self.adapters.manifest(version), other or self.model.fingerprint)
         return version

@@ -29,7 +29,7 @@ from hyprstream.train.records import Chat, Completion, Form, Lesson, Preference,
 from hyprstream.train.sample import Sample
 from hyprstream.train.split import read_records
 
-_JUDGED = frozenset({"published", "rejected", "failed"})
+_JUDGED = frozenset({"published", "canary", "rejected", "failed"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +167,7 @@ def retry_samples(adapters: Adapters, name: str, settings: Settings) -> int:
     journal, _ = open_buffer(adapters, settings.journal_file, settings.train)
     try:
         made = [d for d in journal.decisions(known, since=born) if d.action in _JUDGED]
-        if not made or made[-1].action == "published":
+        if not made or made[-1].action in ("published", "canary"):
             raise NotFoundError(
                 f"no version of {known} was rejected last", hint="Send samples, and start."
             )

@@ -52,6 +52,15 @@ class Caller:
     owner: Owner = NOBODY
     fit: Fit | None = None
 
+    @property
+    def key(self) -> str:
+        """By what a canary chooses its requests: the user, or else the request.
+
+        All requests of a user are answered by the same version, while a canary is out.
+        """
+        user = self.owner.user
+        return f"user\0{self.owner.key}\0{user}" if user else f"request\0{self.id}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answered:
@@ -181,7 +190,8 @@ class TextService:
         encoded = await self._in_pool(lambda: [self._encoded(text) for text in texts])
         turns = asyncio.Semaphore(_EMBEDDED_AT_A_TIME)
         async with AsyncExitStack() as held:
-            version = await self._version(caller, held)
+            # Vectors are compared with one another: a canary, which is another model, makes none.
+            version = await self._version(caller, held, None)
 
             async def one(number: int, tokens: list[int]) -> tuple[float, ...]:
                 request = Request(
@@ -255,7 +265,9 @@ class TextService:
         held = AsyncExitStack()
         try:
             fitted = await self._fitted(caller, held, prompts if texts is None else texts)
-            version = await self._version(caller, held) if fitted is None else fitted.version
+            version = (
+                await self._version(caller, held, caller.key) if fitted is None else fitted.version
+            )
             parts = [
                 self._part(
                     prompt,
@@ -333,7 +345,9 @@ class TextService:
     async def _texts(self, texts: Sequence[str]) -> list[list[int]]:
         return await self._in_pool(lambda: [self._encoded(text) for text in texts])
 
-    async def _version(self, caller: Caller, held: AsyncExitStack) -> VersionId | None:
+    async def _version(
+        self, caller: Caller, held: AsyncExitStack, key: str | None
+    ) -> VersionId | None:
         if caller.adapter is None:
             return None
         if self._residence is None:
@@ -341,7 +355,7 @@ class TextService:
                 "this model embeds texts and takes no adapters",
                 hint="Name the model alone.",
             )
-        return await held.enter_async_context(self._residence.in_use(caller.adapter))
+        return await held.enter_async_context(self._residence.in_use(caller.adapter, key))
 
     def _tell(self, caller: Caller, part: Part, error: str | None) -> None:
         adapter = None if caller.adapter is None else AdapterRef.parse(caller.adapter).name

@@ -78,8 +78,10 @@ class FeedbackWatch:
             self._newest.pop(adapter, None)
             self._worse.pop(adapter, None)
 
-    def observe(self, adapter: AdapterName, version: VersionId, *, is_bad: bool) -> None:
-        """Note an opinion on an answer of a version."""
+    def observe(
+        self, adapter: AdapterName, version: VersionId, *, is_bad: bool, was_bad: bool | None = None
+    ) -> None:
+        """Note an opinion on an answer of a version; `was_bad` is the one before on the same."""
         with self._lock:
             known = self._opinions.setdefault(adapter, {})
             watched = self._newest.get(adapter)
@@ -90,6 +92,9 @@ class FeedbackWatch:
             opinions = known.get(version)
             if opinions is None:
                 return
+            if was_bad is not None:  # by one answer nobody counts twice
+                opinions.bad = max(0, opinions.bad - was_bad)
+                opinions.good = max(0, opinions.good - (not was_bad))
             if is_bad:
                 opinions.bad += 1
             else:
@@ -120,7 +125,8 @@ class FeedbackWatch:
 def fisher(bad: int, good: int, other_bad: int, other_good: int) -> float:
     """Return how likely so many bad ones or more are, if both have the same share.
 
-    Fisher's exact test, one-sided: the tail of the hypergeometric distribution.
+    Fisher's exact test, one-sided: the tail of the hypergeometric distribution. In logarithms,
+    since every opinion is a look, and there may be a hundred thousand of them.
 
     Example:
         >>> round(fisher(8, 2, 1, 9), 4)  # scipy.stats.fisher_exact says the same
@@ -128,7 +134,14 @@ def fisher(bad: int, good: int, other_bad: int, other_good: int) -> float:
     """
     number, other = bad + good, other_bad + other_good
     all_bad = bad + other_bad
-    ways = math.comb(number + other, all_bad)
-    most = min(number, all_bad)
-    tail = sum(math.comb(number, k) * math.comb(other, all_bad - k) for k in range(bad, most + 1))
-    return tail / ways
+    all_ways = _log_ways(number + other, all_bad)
+    terms = (
+        math.exp(_log_ways(number, k) + _log_ways(other, all_bad - k) - all_ways)
+        for k in range(max(bad, all_bad - other), min(number, all_bad) + 1)
+    )
+    return min(1.0, math.fsum(terms))
+
+
+def _log_ways(number: int, chosen: int) -> float:
+    """Return the logarithm of how many ways there are to choose some of a number of things."""
+    return math.lgamma(number + 1) - math.lgamma(chosen + 1) - math.lgamma(number - chosen + 1)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from hyprstream.runtime import Adapter, AdapterInfo, Coverage, Move
+from hyprstream.runtime import Adapter, AdapterInfo, Canary, Coverage, Move
 from hyprstream.runtime.bases import served_name
 
 
@@ -39,6 +39,17 @@ def info_record(info: AdapterInfo) -> dict[str, Any]:
         "compression": info.ratio,
         "metrics": dict(manifest.metrics),
         "training": dict(info.training),
+        "canary": None if info.canary is None else canary_record(info.canary),
+    }
+
+
+def canary_record(canary: Canary) -> dict[str, Any]:
+    """Write which version answers a share of the requests that name an adapter."""
+    return {
+        "version": canary.version,
+        "parent": canary.parent,
+        "share": canary.share,
+        "since": canary.since.isoformat(),
     }
 
 

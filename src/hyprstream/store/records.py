@@ -1,5 +1,6 @@
 """What a store tells about names and versions. Plain data."""
 
+import hashlib
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -54,6 +55,45 @@ class Move:
     version: VersionId
     at: datetime
     note: Note
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Canary:
+    """A version that answers a share of the requests which name an adapter.
+
+    Attributes:
+        version: The version.
+        parent: The one that answers the others: where the name points.
+        share: Of the requests, between 0 and 1.
+        since: Since when, in UTC.
+    """
+
+    version: VersionId
+    parent: VersionId
+    share: float
+    since: datetime
+
+    def __post_init__(self) -> None:
+        """Reject a share that is none.
+
+        Raises:
+            InvalidRequestError: It is not between 0 and 1.
+        """
+        if not 0 < self.share < 1:
+            raise InvalidRequestError(
+                f"the share of a canary is {self.share}", hint="Make it more than 0, less than 1."
+            )
+
+    def takes(self, name: AdapterName, key: str) -> bool:
+        """Tell whether the canary answers a request: of each key always or never.
+
+        Args:
+            name: The adapter that the request names.
+            key: Of the request. Its hash decides, with name and version, so that another
+                canary has another share of the keys.
+        """
+        text = f"{name}\0{self.version}\0{key}".encode(errors="surrogatepass")
+        return int.from_bytes(hashlib.sha256(text).digest()[:8]) < self.share * 2.0**64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

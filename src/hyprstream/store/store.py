@@ -20,8 +20,9 @@ from pathlib import Path
 from hyprstream.errors import ChecksumMismatchError, InvalidAdapterError
 from hyprstream.files import hold, storage
 from hyprstream.refs import AdapterName, AdapterRef, VersionId
-from hyprstream.store import manifest, names
+from hyprstream.store import canaries, manifest, names
 from hyprstream.store.belongings import Belongings
+from hyprstream.store.canaries import Canaries
 from hyprstream.store.collect import unreachable
 from hyprstream.store.content import Content, problem
 from hyprstream.store.disk import Disk
@@ -44,6 +45,8 @@ class AdapterStore:
 
     Attributes:
         belongings: What is kept with names.
+        canaries: Versions that answer a share of the requests. Whoever moves a name, or the tag
+            `canary`, ends the canary of that name.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class AdapterStore:
             self._content.prepare()
             self._index = Index(root / "names.db", disk)
         self.belongings = Belongings(self._index)
+        self.canaries = Canaries(self._index, clock)
 
     def close(self) -> None:
         """Let go of the files; the store is of no use then."""
@@ -145,10 +149,10 @@ class AdapterStore:
         with self._index.look() as db:
             return names.current(db, name)
 
-    def resolve(self, ref: AdapterRef) -> VersionId:
-        """Tell which version a reference means; errors as in `names.resolve`."""
+    def resolve(self, ref: AdapterRef, key: str | None = None) -> VersionId:
+        """Tell which version a reference means; see `canaries.serving`."""
         with self._index.look() as db:
-            return names.resolve(db, ref)
+            return canaries.serving(db, ref, key)
 
     def promote(
         self,
@@ -168,6 +172,7 @@ class AdapterStore:
         with self._index.change() as db:
             move = Move(action="promote", version=to, at=self._clock(), note=note)
             names.promote(db, name, move, expected=expected)
+            canaries.end(db, name)
 
     def rollback(
         self,
@@ -189,7 +194,9 @@ class AdapterStore:
             VersionNotFoundError: There is nothing to undo, or the version was collected.
         """
         with self._index.change() as db:
-            return names.rollback(db, name, self._clock(), note, expected=expected)
+            version = names.rollback(db, name, self._clock(), note, expected=expected)
+            canaries.end(db, name)
+            return version
 
     def history(self, name: AdapterName) -> list[Move]:
         """List the moves of a name, the first one first.
@@ -208,12 +215,16 @@ class AdapterStore:
     def tag(self, ref: AdapterRef, to: VersionId) -> None:
         """Let a tag, `name:tag`, stand for a version; errors as in `names.tag`."""
         with self._index.change() as db:
+            if ref.tag == canaries.TAG:
+                canaries.end(db, ref.name)
             names.tag(db, ref, to)
 
     def untag(self, ref: AdapterRef) -> None:
         """Take a tag away; errors as in `names.untag`."""
         with self._index.change() as db:
             names.untag(db, ref)
+            if ref.tag == canaries.TAG:
+                canaries.end(db, ref.name)
 
     def tags(self, name: AdapterName) -> dict[str, VersionId]:
         """List the tags of a name.

@@ -127,12 +127,12 @@ class Desk:
     def promote(self, caller: Caller, ref: str, why: str) -> VersionId:
         """Let a name point at another of its versions: `NAME@VERSION`, `NAME:TAG`."""
         self._changing(caller, str(AdapterRef.parse(ref).name))
-        return self._do(lambda adapters: adapters.promote(ref, _note(caller, why)))
+        return self._moved(lambda adapters: adapters.promote(ref, _note(caller, why)))
 
     def roll_back(self, caller: Caller, adapter: str, why: str) -> VersionId:
         """Undo the last promotion that was not undone yet."""
         name = self._changing(caller, adapter)
-        return self._do(lambda adapters: adapters.rollback(name, _note(caller, why)))
+        return self._moved(lambda adapters: adapters.rollback(name, _note(caller, why)))
 
     def compact(self, caller: Caller) -> Collected:
         """Remove the versions that nothing leads to."""
@@ -185,6 +185,13 @@ class Desk:
     def _changing(self, caller: Caller, adapter: str) -> AdapterName:
         _check_manages(caller)
         return _named(caller, adapter)
+
+    def _moved(self, move: Callable[[Adapters], VersionId]) -> VersionId:
+        """Move a name, and let learning know: that ends a canary."""
+        version = self._do(move)
+        if self._runtime.learning is not None:
+            self._wait(self._runtime.learning.refresh())
+        return version
 
     def _do(self, work: Callable[[Adapters], Result]) -> Result:
         runtime = self._runtime

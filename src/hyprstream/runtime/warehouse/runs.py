@@ -28,7 +28,8 @@ _EVENTS = pa.schema(
         *(("version", _TEXT), ("detail", _TEXT)),
     ]
 )
-_NO_RUNS = frozenset({"rolled_back", "disabled"})  # decisions that no training led to
+# Decisions that no training led to.
+_NO_RUNS = frozenset({"rolled_back", "disabled", "promoted", "withdrawn"})
 
 
 def training_runs(

@@ -5,7 +5,7 @@ import { digits } from "./format.js";
 
 const HEIGHT = 190;
 const EDGE = { top: 10, right: 14, bottom: 22, left: 38 };
-const PUBLISHED = "published";
+const MADE = new Set(["published", "canary"]);
 
 /** Draw lessons into a box, as wide as that is. */
 export function drawLosses(box, lessons) {
@@ -85,7 +85,7 @@ function grid({ low, high, last, x, y }, width) {
 function marks(lesson, { x, y }) {
   const parts = [];
   const { start, end, losses, before, after, verdict } = lesson;
-  if (after === null && verdict !== null && verdict !== PUBLISHED) {
+  if (after === null && verdict !== null && !MADE.has(verdict)) {
     parts.push(mark("no", x(end), HEIGHT - EDGE.bottom, lesson)); // before it was measured
   }
   if (start && end > start) {
@@ -99,7 +99,7 @@ function marks(lesson, { x, y }) {
     parts.push(draw("polyline", { class: "train-line", points }));
   }
   if (after !== null) {
-    const kind = verdict === PUBLISHED ? "yes" : "no";
+    const kind = MADE.has(verdict) ? "yes" : "no";
     if (before !== null) {
       parts.push(draw("line", { class: "held-line", x1: x(start), y1: y(before), x2: x(end),
                                 y2: y(after) }));

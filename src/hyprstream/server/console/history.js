@@ -3,6 +3,7 @@
 // A lesson is the making of one version: the losses of its steps, and what was decided.
 
 const MOST_LESSONS = 60;
+const NO_LESSONS = new Set(["rolled_back", "promoted", "withdrawn"]);
 
 /** The lessons of all adapters, by name. */
 export class History {
@@ -34,7 +35,7 @@ export class History {
   }
 
   decision(data) {
-    if (data.action === "rolled_back") return;
+    if (NO_LESSONS.has(data.action)) return;
     const lesson = this.open(data.adapter, false);
     const { numbers } = data;
     lesson.verdict = data.action;

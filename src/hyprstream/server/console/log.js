@@ -12,6 +12,9 @@ const ACTIONS = {
   failed: "learning failed",
   disabled: "learning switched off",
   rolled_back: "version taken back",
+  canary: "version tried on a share of the requests",
+  promoted: "version answers all requests",
+  withdrawn: "version withdrawn",
 };
 
 /** Write an event down, if it is one for people. */

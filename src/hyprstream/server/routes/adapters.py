@@ -90,6 +90,7 @@ async def promote(request: Request, lora: str, body: Promote) -> Response:
     ref = f"{name}@{body.version}" if body.tag is None else f"{name}:{body.tag}"
     note = _note(request, body.why)
     version = await _do(request, lambda adapters: adapters.promote(ref, note))
+    await _tell_learning(request)
     return JSONResponse({"name": name, "version": version})
 
 
@@ -98,6 +99,7 @@ async def rollback(request: Request, lora: str, body: Rollback) -> Response:
     name, note = _allowed_name(request, lora), _note(request, body.why)
     version = await _do(request, lambda adapters: adapters.rollback(name, note))
     state_of(request).metrics.rolled_back()
+    await _tell_learning(request)
     return JSONResponse({"name": name, "version": version})
 
 
@@ -105,8 +107,7 @@ async def delete(request: Request, lora: str) -> Response:
     """Take a name away, and the versions that nothing else leads to."""
     name = _allowed_name(request, lora)
     gone = await _do(request, lambda adapters: adapters.delete(name))
-    if (learning := state_of(request).runtime.learning) is not None:
-        await learning.refresh()
+    await _tell_learning(request)
     removed = {"versions": len(gone.versions), "freed_bytes": gone.freed_bytes}
     return JSONResponse({"name": name, "deleted": True, **removed})
 
@@ -161,6 +162,12 @@ async def _do(request: Request, work: Callable[[Adapters], Result]) -> Result:
     """Do work on the store, on a thread that may wait for it."""
     runtime = state_of(request).runtime
     return await runtime.in_pool(lambda: work(runtime.adapters))
+
+
+async def _tell_learning(request: Request) -> None:
+    """Let learning look at names that were moved or deleted, and at what that ends."""
+    if (learning := state_of(request).runtime.learning) is not None:
+        await learning.refresh()
 
 
 def _allowed_name(request: Request, lora: str) -> AdapterName:

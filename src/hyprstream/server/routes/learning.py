@@ -95,6 +95,8 @@ def _record(status: LearningStatus) -> dict[str, Any]:
         "learn": status.policy.learn,
         "keep_days": status.policy.keep_days,
         "keep_samples": status.policy.keep_samples,
+        "canary": status.policy.canary,
+        "canary_out": status.canary_record,
         "budget": asdict(status.budget),
         "spent": asdict(status.spent),
         "samples": asdict(status.samples),

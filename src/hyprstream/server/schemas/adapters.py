@@ -86,6 +86,8 @@ class StartLearning(Strict):
     """Days after which samples are deleted; 0: never."""
     keep_samples: Annotated[int, Field(ge=0)] | None = None
     """Most samples that are kept."""
+    canary: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of requests that a new version answers until it has proved itself; 0: all, at once."""
 
     @property
     def policy(self) -> LearningPolicy:
