@@ -5,6 +5,7 @@ Quantised weights stay quantised in memory. All are constants with one protocol,
 
 from hyprstream.models.quant.blocks import FORMATS, BlockFormat
 from hyprstream.models.quant.convert import Quantization, for_compute, quantize
+from hyprstream.models.quant.differentiable import products
 from hyprstream.models.quant.packed import PackedWeight
 from hyprstream.models.quant.tiles import TiledWeight
 from hyprstream.models.quant.together import multiply_all, peaks
@@ -22,5 +23,6 @@ __all__ = [
     "for_compute",
     "multiply_all",
     "peaks",
+    "products",
     "quantize",
 ]
