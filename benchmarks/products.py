@@ -81,7 +81,11 @@ def ways(x: torch.Tensor, y: torch.Tensor) -> Mapping[str, Callable[[DenseWeight
         for each in (Instructions.AVX512, Instructions.AVX2)
         if each <= kernels.available
     }
-    return {**found, "torch": in_torch, "float32": lambda weight: differentiable._unpacked(weight, x)}
+    return {
+        **found,
+        "torch": in_torch,
+        "float32": lambda weight: differentiable._unpacked(weight, x),
+    }
 
 
 def measure(shape: tuple[int, int], rows: int, rounds: int, read: Callable[..., None]) -> str:

@@ -71,7 +71,9 @@ class TrainableLora(Factored):
             x = x * kept / (1 - self._dropout)
         return delta.product(x)
 
-    def factors(self, paths: Sequence[str]) -> list[Factors | None] | None:
+    def factors(  # type: ignore[explicit-override]  # typing.override is Python 3.12
+        self, paths: Sequence[str]
+    ) -> list[Factors | None] | None:
         """Return what is added at each path, or None if anything there is no product of factors.
 
         With dropout nothing is: each layer's inputs are hidden from the adapter alone.

@@ -71,21 +71,20 @@ def _blocks(length: int, num_heads: int, window: int | None) -> Iterator[_Block]
 class _Sequence:
     """Queries, keys and values of one sequence, by head of the keys, in float32 or wider."""
 
-    def __init__(
-        self, config: AttentionConfig, q: Tensor, k: Tensor, v: Tensor
-    ) -> None:
+    def __init__(self, config: AttentionConfig, q: Tensor, k: Tensor, v: Tensor) -> None:
         self._config = config
         self._groups = q.shape[1] // k.shape[1]
         self.q, self.k, self.v = q, _by_head(k), _by_head(v)
 
     def queries(self, x: Float[Tensor, "Q H D"]) -> Float[Tensor, "K N D"]:
-        """Lay out what belongs to queries: by head of the keys, one head of theirs after another."""
-        wide = _wide(x).unflatten(1, (-1, self._groups))  # Q K G D
+        """Lay out what belongs to queries: by head of the keys, then by head, then by query."""
+        wide: Tensor = _wide(x).unflatten(1, (-1, self._groups))  # Q K G D
         return wide.permute(1, 2, 0, 3).flatten(1, 2)
 
     def tokens(self, x: Float[Tensor, "K N D"]) -> Float[Tensor, "Q H D"]:
         """Undo `queries`."""
-        return x.unflatten(1, (self._groups, -1)).permute(2, 0, 1, 3).flatten(1, 2)
+        heads: Tensor = x.unflatten(1, (self._groups, -1))  # K G Q D
+        return heads.permute(2, 0, 1, 3).flatten(1, 2)
 
     def weights(
         self, block: _Block, q: Float[Tensor, "K N D"]

@@ -100,7 +100,7 @@ def apply_all(
 
 def _with_factors(
     linears: Sequence[Linear],
-    lora: LoraView | None,
+    lora: object,
     *sources: Float[Tensor, "T _"],
     origin: differentiable.Origin | None = None,
 ) -> list[Float[Tensor, "T _"]] | None:
@@ -108,9 +108,9 @@ def _with_factors(
 
     None where no gradient is wanted, or something else is added to a layer.
     """
-    if not isinstance(lora, Factored) or not torch.is_grad_enabled():
-        return None
-    factors = lora.factors([linear.path for linear in linears])
+    factors = None
+    if torch.is_grad_enabled() and isinstance(lora, Factored):
+        factors = lora.factors([linear.path for linear in linears])
     if factors is None:
         return None
     weights = [linear.weight for linear in linears]

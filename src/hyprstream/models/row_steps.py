@@ -20,9 +20,11 @@ def kernel_has_gradient(*tensors: Tensor) -> bool:
     if not torch.is_grad_enabled() or not any(x.requires_grad for x in tensors):
         return False
     dtypes = {x.dtype for x in tensors}
-    return native.kernels() is not None and all(
-        x.is_cpu and x.dtype in native.DTYPES for x in tensors
-    ) and len(dtypes) == 1
+    return (
+        native.kernels() is not None
+        and all(x.is_cpu and x.dtype in native.DTYPES for x in tensors)
+        and len(dtypes) == 1
+    )
 
 
 def normalised(
@@ -78,7 +80,7 @@ class _Norm(torch.autograd.Function):
         ctx: Any, x: Tensor, scale: Tensor, eps: float
     ) -> Tensor:
         ctx.save_for_backward(x)
-        ctx.constants = scale, eps
+        ctx.scale, ctx.eps = scale, eps
         return _present(native.rms_norm(x, scale, eps))
 
     @staticmethod
@@ -87,7 +89,7 @@ class _Norm(torch.autograd.Function):
         ctx: Any, grad: Tensor
     ) -> tuple[Tensor, None, None]:
         (x,) = ctx.saved_tensors
-        return _present(native.rms_norm_gradient(x, *ctx.constants, grad)), None, None
+        return _present(native.rms_norm_gradient(x, ctx.scale, ctx.eps, grad)), None, None
 
 
 class _Turn(torch.autograd.Function):

@@ -185,9 +185,7 @@ def _product(
     return y
 
 
-def _sum(
-    y: Float[Tensor, "T O"], added: _Added | None, dtype: torch.dtype
-) -> Float[Tensor, "T O"]:
+def _sum(y: Float[Tensor, "T O"], added: _Added | None, dtype: torch.dtype) -> Float[Tensor, "T O"]:
     if added is None:
         return y
     return y.to(dtype).addmm_(added.hidden, added.scaled_b(0, y.shape[1])).to(y.dtype)

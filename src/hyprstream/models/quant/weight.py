@@ -31,13 +31,8 @@ _DENSE_KINDS = {
 
 
 @runtime_checkable
-class Weight(Protocol):
+class Weight(products.Chunked, Protocol):
     """A constant matrix W of logical shape (O, I), in whatever format it is stored."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Logical shape (O, I)."""
-        ...
 
     @property
     def kind(self) -> str:
