@@ -100,9 +100,9 @@ def rms_norm_gradient(
 
 
 def silu_gate_gradient(
-    gate: Float[Tensor, "T W"], up: Float[Tensor, "T W"], grad: Float32[Tensor, "T W"]
+    gate: Float[Tensor, "T W"], up: Float[Tensor, "T W"], grad: Float[Tensor, "T W"]
 ) -> tuple[Float[Tensor, "T W"], Float[Tensor, "T W"]] | None:
-    """Return the gradients for what `silu_gate` takes."""
+    """Return the gradients for what `silu_gate` takes; `grad` is in float32 for a kernel."""
     native, kind = kernels(), kind_of(gate)
     if native is None or kind is None or kind_of(up) != kind or grad.dtype != torch.float32:
         return None

@@ -5,7 +5,6 @@ Quantised weights stay quantised in memory. All are constants with one protocol,
 
 from hyprstream.models.quant.blocks import FORMATS, BlockFormat
 from hyprstream.models.quant.convert import Quantization, for_compute, quantize
-from hyprstream.models.quant.differentiable import products
 from hyprstream.models.quant.packed import PackedWeight
 from hyprstream.models.quant.tiles import TiledWeight
 from hyprstream.models.quant.together import multiply_all, peaks
@@ -23,6 +22,5 @@ __all__ = [
     "for_compute",
     "multiply_all",
     "peaks",
-    "products",
     "quantize",
 ]
