@@ -70,7 +70,8 @@ class Clock:
 def overhead(model: Decoder) -> Results:
     """Milliseconds of a step of 16 requests outside the model: in all, and by part.
 
-    The parts come from a run of their own, since looking at the clock so often takes time.
+    The parts come from a run of their own, since looking at the clock so often takes time. The
+    loop works beside the model of the next step, the thread of the engine before and after it.
     """
     core = core_of(model, kv_memory_bytes=1 << 26)
     scheduler, runner = vars(core)["_scheduler"], vars(core)["_runner"]
@@ -86,7 +87,8 @@ def overhead(model: Decoder) -> Results:
     results = {"all": measured(core, least)["all"]}
     by_part = measured(core, {**least, **parts})
     by_part["rest"] = 2 * by_part["all"] - sum(by_part.values())
-    names = ("batch", "tokens", "decisions", "loop", "rest")
+    by_part["thread"] = by_part["all"] - by_part["loop"]
+    names = ("loop", "thread", "batch", "tokens", "decisions", "rest")
     return results | {name: by_part[name] for name in names}
 
 

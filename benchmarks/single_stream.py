@@ -1,7 +1,8 @@
 """One request at a time: load, prompt and token speed and memory, beside the peers.
 
-Each measurement is a process of its own with one thread; the engines take turns, round
-after round, and a ratio is taken within each round.
+Each measurement is a process of its own, with one thread or as many as
+`HYPRSTREAM_BENCH_THREADS` says; the engines take turns, round after round, and a ratio is taken
+within each round. `HYPRSTREAM_BENCH_PARTS` chooses among the tables: `stored,expanded,qwen3`.
 """
 
 import json
@@ -10,13 +11,15 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks.models import default_model, qwen3_folder, qwen3_gguf
 
+THREADS = os.environ.get("HYPRSTREAM_BENCH_THREADS", "1")
+PARTS = os.environ.get("HYPRSTREAM_BENCH_PARTS", "stored,expanded,qwen3").split(",")
 SPEEDS = ("prefill_tokens_per_s", "decode_tokens_per_s")
 
 
@@ -35,7 +38,7 @@ class Run:
 
 def measure(run: Run) -> dict[str, float] | None:
     """Measure in a process of its own; None where a peer fails, which is reported and no more."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": THREADS, "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "benchmarks.worker", run.engine, str(run.file), run.option]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode and run.engine == "hyprstream":
@@ -57,7 +60,8 @@ def table(title: str, runs: Sequence[Run], rounds: int) -> None:
                 results.pop(run.label, None)
             elif run.label in results:
                 results[run.label].append(row)
-    print(f"\n{title} ({rounds} interleaved rounds, 1 thread, processor seconds)")
+    how = "1 thread, processor seconds" if THREADS == "1" else f"{THREADS} threads, wall seconds"
+    print(f"\n{title} ({rounds} interleaved rounds, {how})")
     print("| engine | load s | prefill tok/s | decode tok/s | resident MB | peak MB |")
     print("|---|---|---|---|---|---|")
     for label, rows in results.items():
@@ -89,16 +93,26 @@ def main(rounds: int) -> None:
         return [Run("llama.cpp", file, file.stem)] if has_llama_cpp else []
 
     smol = default_model()
-    table(
-        f"SmolLM2-135M-Instruct, Q4_1 file of {smol.stat().st_size / 1e6:.0f} MB",
-        [Run("hyprstream", smol, "stored"), Run("transformers", smol, "bfloat16"), *llama(smol)],
-        rounds,
-    )
-    table(
-        "SmolLM2-135M-Instruct, expanded to bfloat16",
-        [Run("hyprstream", smol, "bfloat16"), Run("transformers", smol, "bfloat16")],
-        rounds,
-    )
+    if "stored" in PARTS:
+        peers = [Run("transformers", smol, "bfloat16"), *llama(smol)]
+        size = f"{smol.stat().st_size / 1e6:.0f} MB"
+        table(
+            f"SmolLM2-135M-Instruct, Q4_1 file of {size}",
+            [Run("hyprstream", smol, "stored"), *peers],
+            rounds,
+        )
+    if "expanded" in PARTS:
+        table(
+            "SmolLM2-135M-Instruct, expanded to bfloat16",
+            [Run("hyprstream", smol, "bfloat16"), Run("transformers", smol, "bfloat16")],
+            rounds,
+        )
+    if "qwen3" in PARTS:
+        qwen3(llama, rounds)
+
+
+def qwen3(llama: Callable[[Path], list[Run]], rounds: int) -> None:
+    """Random weights of the shape of Qwen3-0.6B, in three storages."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = qwen3_folder(Path(temporary) / "qwen3")
         files = {

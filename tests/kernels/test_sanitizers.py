@@ -19,6 +19,7 @@ TESTS = [
     "tests/lora/test_native_rows.py",
     "tests/engine/test_peaks.py",
     "tests/engine/test_paged_attention.py",
+    "tests/engine/test_native_layers.py",
 ]
 FLAGS = ["-std=c++17", "-O1", "-g", "-ffp-contract=fast", "-fno-math-errno", "-Wno-psabi"]
 CHECKS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]

@@ -7,15 +7,16 @@ equal in torch is `mixed_values`.
 
 from array import array
 from collections.abc import Sequence
+from ctypes import Array, addressof, c_void_p
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from hyprstream.engine.paged_cache import PagedCache
 from hyprstream.engine.plan import Row
-from hyprstream.kernels.native import KINDS, Kernels, Kind, open_kernels
+from hyprstream.kernels.native import KINDS, Kernels, Kind, NativeReads, open_kernels
 from hyprstream.models.config import AttentionConfig, ModelConfig
 from hyprstream.models.native import MAX_QUERIES
 
@@ -121,3 +122,23 @@ class NativeShare:
     ) -> Float[Tensor, "Q H D"]:
         """Mix the values for the queries of these rows; keys and values are by place."""
         return self.kernel.attend(config, q[self.tokens], keys, values, self)
+
+    def reads(
+        self, places: Int[Tensor, " T"], keys: "Array[c_void_p]", values: "Array[c_void_p]"
+    ) -> NativeReads:
+        """Describe the same to the kernel for whole layers.
+
+        Args:
+            places: Where new keys and values go.
+            keys: Where those of each layer begin.
+            values: The same.
+        """
+        return NativeReads(
+            self.ends.buffer_info()[0],
+            self.tables.buffer_info()[0],
+            self.blocks.buffer_info()[0],
+            self.block_tokens,
+            places.data_ptr(),
+            addressof(keys),
+            addressof(values),
+        )

@@ -24,18 +24,21 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+from typing_extensions import override
 
 from hyprstream.engine.indices import indices
-from hyprstream.engine.native_attention import MAX_TOKENS, NativeAttention
+from hyprstream.engine.native_attention import MAX_TOKENS, NativeAttention, NativeShare
 from hyprstream.engine.paged_cache import PagedCache
 from hyprstream.engine.plan import Row
+from hyprstream.kernels.native import NativeReads
 from hyprstream.models.attention import mixed_values
 from hyprstream.models.config import AttentionConfig, ModelConfig
+from hyprstream.models.forward import ReadsPlaces
 
 _MAX_POSITIONS_TOGETHER = 256
 
 
-class PagedAttention:
+class PagedAttention(ReadsPlaces):
     """An `Attention` for one step, whose rows are packed in the order given.
 
     Neighbours attend together if they have equally many tokens and contexts of about the
@@ -78,6 +81,15 @@ class PagedAttention:
             window: list(_shares(rows, window, config, cache, native))
             for window in {layer.window for layer in config.attention}
         }
+
+    @override
+    def reads(self, num_tokens: int) -> NativeReads | None:
+        """Return where keys and values lie; None unless the kernel attends for all rows."""
+        assert num_tokens == len(self._places), f"{num_tokens} tokens in {len(self._places)} places"
+        shares = next(iter(self._shares.values()))  # which do not depend on the window, then
+        if len(shares) > 1 or not isinstance(shares[0], NativeShare):
+            return None
+        return shares[0].reads(self._places, *self._cache.addresses)
 
     def attend(
         self,

@@ -5,6 +5,7 @@ positions that of `PagedAttention`. Allocated once, so memory never grows while 
 Runs on the engine thread.
 """
 
+import ctypes
 from collections.abc import Sequence
 
 import torch
@@ -30,6 +31,7 @@ class PagedCache:
         block_tokens: Positions per block, P.
         dtype: Dtype of keys and values.
         device: Where they live.
+        addresses: For each layer, where its keys begin and where its values do.
     """
 
     def __init__(
@@ -49,6 +51,10 @@ class PagedCache:
             config.num_layers, 2, num_blocks, block_tokens, *heads, dtype=dtype, device=device
         )
         self._layers = [(both[0], both[1]) for both in self._blocks.flatten(2, 3)]
+        self.addresses = tuple(
+            (ctypes.c_void_p * config.num_layers)(*(layer[i].data_ptr() for layer in self._layers))
+            for i in range(2)
+        )
 
     @property
     def size_bytes(self) -> int:

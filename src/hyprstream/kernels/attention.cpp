@@ -37,6 +37,30 @@ struct Stretch {
     int64_t after() const { return begin + count; }
 };
 
+constexpr int64_t kTwo = 2 * kVec;  // numbers that are widened together
+
+// The next 32 numbers, in two vectors: of floats one half after the other; of bfloat16 those of
+// even places and those of odd ones, which takes half the work.
+INLINE void load_two(const float* x, Vec* first, Vec* second) {
+    *first = load(x);
+    *second = load(x + kVec);
+}
+
+INLINE void load_two(const Bfloat16* x, Vec* first, Vec* second) {
+    VecBits both;
+    std::memcpy(&both, x, sizeof both);
+    const VecBits even = both << 16, odd = both & 0xffff0000u;
+    std::memcpy(first, &even, sizeof even);
+    std::memcpy(second, &odd, sizeof odd);
+}
+
+// Where number i of a head lies among floats that are arranged like that.
+template <typename Number>
+INLINE int64_t place(int64_t i, int64_t width) {
+    if (sizeof(Number) == sizeof(float) || i >= width / kTwo * kTwo) return i;
+    return i / kTwo * kTwo + i % 2 * kVec + i % kTwo / 2;
+}
+
 // Scores of `kGroup` query heads with the same keys.
 template <int kGroup, typename Number>
 INLINE void score(const float* q, const Number* keys, int64_t stride, int64_t count, int64_t width,
@@ -45,26 +69,39 @@ INLINE void score(const float* q, const Number* keys, int64_t stride, int64_t co
         const Number* key = keys + i * stride;
         Vec sums[kGroup];
         for (int g = 0; g < kGroup; ++g) sums[g] = Vec{};
-        for (int64_t d = 0; d < width; d += kVec) {
-            const Vec k = load(key + d);
-            for (int g = 0; g < kGroup; ++g) sums[g] += load(q + g * width + d) * k;
+        int64_t d = 0;
+        for (; d + kTwo <= width; d += kTwo) {
+            Vec first, second;
+            load_two(key + d, &first, &second);
+            for (int g = 0; g < kGroup; ++g) {
+                sums[g] += load(q + g * width + d) * first;
+                sums[g] += load(q + g * width + d + kVec) * second;
+            }
+        }
+        if (d < width) {
+            const Vec last = load(key + d);
+            for (int g = 0; g < kGroup; ++g) sums[g] += load(q + g * width + d) * last;
         }
         for (int g = 0; g < kGroup; ++g) scores[g * room + i] = total(sums[g]);
     }
 }
 
-// Adds values by their shares, `kWide` vectors of each at a time.
-template <int kGroup, int kWide, typename Number>
+// Adds values by their shares, `kPairs` times 32 numbers of each, or 16 where that is 0.
+template <int kGroup, int kPairs, typename Number>
 INLINE void mix(const float* shares, int64_t room, const Number* values, int64_t stride,
                 int64_t count, int64_t width, float* mixed) {
+    constexpr int kWide = kPairs ? 2 * kPairs : 1;
     Vec sums[kGroup][kWide];
     for (int g = 0; g < kGroup; ++g)
         for (int w = 0; w < kWide; ++w) sums[g][w] = load(mixed + g * width + w * kVec);
-    for (int64_t i = 0; i < count; ++i)
-        for (int w = 0; w < kWide; ++w) {
-            const Vec v = load(values + i * stride + w * kVec);
-            for (int g = 0; g < kGroup; ++g) sums[g][w] += shares[g * room + i] * v;
-        }
+    for (int64_t i = 0; i < count; ++i) {
+        Vec parts[kWide];
+        if (kPairs == 0) parts[0] = load(values + i * stride);
+        for (int pair = 0; pair < kPairs; ++pair)
+            load_two(values + i * stride + pair * kTwo, parts + 2 * pair, parts + 2 * pair + 1);
+        for (int g = 0; g < kGroup; ++g)
+            for (int w = 0; w < kWide; ++w) sums[g][w] += shares[g * room + i] * parts[w];
+    }
     for (int g = 0; g < kGroup; ++g)
         for (int w = 0; w < kWide; ++w) store(sums[g][w], mixed + g * width + w * kVec);
 }
@@ -73,10 +110,11 @@ template <int kGroup, typename Number>
 INLINE void mix_all(const float* shares, int64_t room, const Number* values, int64_t stride,
                     int64_t count, int64_t width, float* mixed) {
     int64_t d = 0;
-    for (; d + 4 * kVec <= width; d += 4 * kVec)
-        mix<kGroup, 4>(shares, room, values + d, stride, count, width, mixed + d);
-    for (; d < width; d += kVec)
+    for (; d + 2 * kTwo <= width; d += 2 * kTwo)
+        mix<kGroup, 2>(shares, room, values + d, stride, count, width, mixed + d);
+    for (; d + kTwo <= width; d += kTwo)
         mix<kGroup, 1>(shares, room, values + d, stride, count, width, mixed + d);
+    if (d < width) mix<kGroup, 0>(shares, room, values + d, stride, count, width, mixed + d);
 }
 
 // Turns scores into shares that add up to one.
@@ -167,7 +205,10 @@ INLINE void attend(const Number* q, const Number* keys, const Number* values, Nu
         const Seen seen{blocks + tables[query], how.block_tokens, first, end};
         const int64_t room = seen.count();
         scores.resize(how.heads * room);
-        for (int64_t i = 0; i < size; ++i) wide_q[i] = wide(q[query * size + i]) * how.scale;
+        for (int64_t head = 0; head < size; head += how.width)
+            for (int64_t i = 0; i < how.width; ++i)
+                wide_q[head + place<Number>(i, how.width)] =
+                    wide(q[query * size + head + i]) * how.scale;
         for (int64_t from = 0; from < room;) {
             const Stretch part(seen, from);
             from = part.after();
@@ -186,7 +227,9 @@ INLINE void attend(const Number* q, const Number* keys, const Number* values, Nu
             if (from < room) fetch_stretch(values, Stretch(seen, from), how);
             mix_heads(scores.data(), values, part, room, how, mixed.data());
         }
-        for (int64_t i = 0; i < size; ++i) narrow(mixed[i], y + query * size + i);
+        for (int64_t head = 0; head < size; head += how.width)
+            for (int64_t i = 0; i < how.width; ++i)
+                narrow(mixed[head + place<Number>(i, how.width)], y + query * size + head + i);
     }
 }
 

@@ -27,7 +27,6 @@ namespace {
 constexpr int64_t kStep = 32;     // inputs: a cache line of weights
 constexpr int64_t kSums = 16;
 constexpr int64_t kUnit = 24;     // outputs that are written at a time: whole tiles of 6 and of 3
-constexpr int64_t kAhead = 8192;  // bytes that are fetched before they are needed
 
 // How far from the weights of step `s` those lie that are to be fetched, where as many outputs
 // are read side by side: in the same rows, or in the same place of the rows that come next.

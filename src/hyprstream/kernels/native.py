@@ -60,6 +60,77 @@ class DenseMatrix(ctypes.Structure):
     )
 
 
+PLACES = ("q", "k", "v", "o", "gate", "up", "down")
+"""The linear layers of a `NativeLayer`, in order."""
+
+
+class NativeLinear(ctypes.Structure):
+    """A linear layer: one of two kinds of weight, and a bias or nothing. `Linear` of layers.cpp."""
+
+    _fields_ = (
+        ("packed", ctypes.c_void_p),
+        ("dense", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+    )
+
+
+class NativeLayer(ctypes.Structure):
+    """A layer of a decoder: `Layer` of layers.cpp."""
+
+    _fields_ = (
+        ("linears", NativeLinear * len(PLACES)),
+        ("norm", ctypes.c_void_p),
+        ("mlp_norm", ctypes.c_void_p),
+        ("q_norm", ctypes.c_void_p),
+        ("k_norm", ctypes.c_void_p),
+        ("heads", ctypes.c_int64),
+        ("kv_heads", ctypes.c_int64),
+        ("head_width", ctypes.c_int64),
+        ("window", ctypes.c_int64),
+        ("rope", ctypes.c_int64),
+        ("eps", ctypes.c_float),
+        ("scale", ctypes.c_float),
+        ("softcap", ctypes.c_float),
+    )
+
+
+class NativeLowRank(ctypes.Structure):
+    """What adapters add to a linear layer; zeros for nothing. `LowRank` of layers.cpp."""
+
+    _fields_ = (
+        ("a", ctypes.c_void_p),
+        ("b", ctypes.c_void_p),
+        ("num_groups", ctypes.c_int64),
+        ("ranks", ctypes.c_void_p),
+        ("ends", ctypes.c_void_p),
+        ("rows", ctypes.c_void_p),
+    )
+
+
+class NativeRotation(ctypes.Structure):
+    """Cosines and sines of each row: `Rotation` of layers.cpp."""
+
+    _fields_ = (
+        ("cosines", ctypes.c_void_p),
+        ("sines", ctypes.c_void_p),
+        ("turned", ctypes.c_int64),
+    )
+
+
+class NativeReads(ctypes.Structure):
+    """Where keys and values lie, and the new ones of each row go: `Reads` of layers.cpp."""
+
+    _fields_ = (
+        ("ends", ctypes.c_void_p),
+        ("tables", ctypes.c_void_p),
+        ("blocks", ctypes.c_void_p),
+        ("block_tokens", ctypes.c_int64),
+        ("places", ctypes.c_void_p),
+        ("keys", ctypes.c_void_p),
+        ("values", ctypes.c_void_p),
+    )
+
+
 class Kernels:
     """What the C++ files offer. Nothing is checked: whoever calls knows that sizes are right.
 
@@ -117,6 +188,10 @@ class Kernels:
             library, "dense_products", size, pointer, *[size] * 3, *[pointer] * 6
         )
         """Products with up to three `DenseMatrix`: see `dense.cpp`."""
+        self.layers = _function(
+            library, "layers", pointer, size, *[pointer] * 3, *[size] * 3, pointer
+        )
+        """Whole layers of a decoder, some `NativeLayer`: see `layers.cpp`."""
         self.multiplies_bfloat16 = _function(library, "multiplies_bfloat16", result=size)
         """1 if this processor's products of bfloat16 are worth while, AMX left aside."""
         self.available = Instructions(_function(library, "instructions", result=size)())

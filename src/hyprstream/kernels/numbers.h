@@ -18,7 +18,8 @@
 
 namespace {
 
-constexpr int64_t kLanes = 64;  // sums kept apart, so that they are vectors: 4 of 16 floats
+constexpr int64_t kLanes = 64;    // sums kept apart, so that they are vectors: 4 of 16 floats
+constexpr int64_t kAhead = 8192;  // bytes of weights that are fetched before they are needed
 
 struct Bfloat16 {
     uint16_t bits;

@@ -23,7 +23,6 @@ namespace {
 
 constexpr int64_t kTile = 16;     // outputs
 constexpr int64_t kQuad = 4;      // inputs that one instruction multiplies for each output
-constexpr int64_t kAhead = 8192;  // bytes that are fetched before they are needed
 
 }  // namespace
 
@@ -68,6 +67,20 @@ INLINE void halves(const uint8_t* bytes, float* values) {
 }
 
 }  // namespace
+
+// Which groups are fetched before they are needed, while tiles are read for a few rows at a time.
+//
+// Read once, a tile is followed by what comes soon. Read several times, the tiles that come next
+// are fetched in as many parts: memory is at work all the while, not only the first time.
+struct Fetched {
+    int64_t ahead;        // bytes
+    int64_t first, step;  // of groups
+
+    INLINE_METHOD Fetched(const Packed& w, int64_t num_tiles, int64_t num_times)
+        : ahead(num_times > 1 ? num_tiles * w.tile_bytes() : kAhead), first(0), step(num_times) {}
+
+    INLINE_METHOD void next() { ++first; }
+};
 
 // Multiplies one or two neighbouring tiles: y is rows x tiles x 16.
 typedef void (*TileProduct)(const Packed& w, const uint8_t* tile, int64_t num_tiles, const Codes& x,

@@ -10,7 +10,7 @@ namespace {
 // multipliers busier than one by eight.
 template <int64_t kBits, int64_t kGroup, bool kAffine, int64_t kTiles, int64_t kRows>
 INLINE AVX512 void rows(const Packed& w, const uint8_t* tile, const Codes& x, int64_t row,
-                        float* y) {
+                        const Fetched& fetched, float* y) {
     constexpr int64_t kQuads = kGroup / kQuad;
     constexpr int64_t kCodeBytes = kTile * kGroup * kBits / 8;
     constexpr int64_t kGroupBytes = kCodeBytes + kTile * 2 * (kAffine ? 2 : 1);
@@ -24,14 +24,16 @@ INLINE AVX512 void rows(const Packed& w, const uint8_t* tile, const Codes& x, in
     __m512 sums[kTiles][kRows];
     for (int64_t t = 0; t < kTiles; ++t)
         for (int64_t r = 0; r < kRows; ++r) sums[t][r] = _mm512_setzero_ps();
+    int64_t due = fetched.first;
     for (int64_t g = 0; g < groups; ++g, tile += kGroupBytes) {
         __m512i weights[kTiles][kQuads];
         __m512 steps[kTiles], offsets[kTiles];
 #pragma GCC unroll 2
         for (int64_t t = 0; t < kTiles; ++t) {
             const uint8_t* group = tile + t * tile_bytes;
-            for (int64_t byte = 0; byte < kGroupBytes && row == 0; byte += 64)
-                _mm_prefetch(reinterpret_cast<const char*>(group + kAhead + byte), _MM_HINT_T0);
+            for (int64_t byte = 0; byte < kGroupBytes && g == due; byte += 64)
+                _mm_prefetch(reinterpret_cast<const char*>(group + fetched.ahead + byte),
+                             _MM_HINT_T0);
             if (kBits == 8) {
 #pragma GCC unroll 8
                 for (int64_t q = 0; q < kQuads; ++q)
@@ -49,6 +51,7 @@ INLINE AVX512 void rows(const Packed& w, const uint8_t* tile, const Codes& x, in
             steps[t] = _mm512_cvtph_ps(_mm256_loadu_si256(halves));
             if (kAffine) offsets[t] = _mm512_cvtph_ps(_mm256_loadu_si256(halves + 1));
         }
+        if (g == due) due += fetched.step;
 #pragma GCC unroll 4
         for (int64_t r = 0; r < kRows; ++r) {
             const int64_t at = r * groups + g;
@@ -86,14 +89,16 @@ INLINE AVX512 void rows(const Packed& w, const uint8_t* tile, const Codes& x, in
 template <int64_t kBits, int64_t kGroup, bool kAffine, int64_t kTiles>
 AVX512 void tiles(const Packed& w, const uint8_t* tile, const Codes& x, int64_t num_rows,
                      float* y) {
+    Fetched fetched(w, kTiles, num_rows / 4 + num_rows % 4 / 2 + num_rows % 2);
     int64_t row = 0;
-    for (; row + 4 <= num_rows; row += 4)
-        rows<kBits, kGroup, kAffine, kTiles, 4>(w, tile, x, row, y);
+    for (; row + 4 <= num_rows; row += 4, fetched.next())
+        rows<kBits, kGroup, kAffine, kTiles, 4>(w, tile, x, row, fetched, y);
     if (row + 2 <= num_rows) {
-        rows<kBits, kGroup, kAffine, kTiles, 2>(w, tile, x, row, y);
+        rows<kBits, kGroup, kAffine, kTiles, 2>(w, tile, x, row, fetched, y);
+        fetched.next();
         row += 2;
     }
-    if (row < num_rows) rows<kBits, kGroup, kAffine, kTiles, 1>(w, tile, x, row, y);
+    if (row < num_rows) rows<kBits, kGroup, kAffine, kTiles, 1>(w, tile, x, row, fetched, y);
 }
 
 template <int64_t kBits, int64_t kGroup, bool kAffine>

@@ -5,6 +5,7 @@ thread.
 """
 
 from collections.abc import Mapping, Sequence
+from ctypes import Array
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, runtime_checkable
@@ -14,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from typing_extensions import override
 
+from hyprstream.kernels.native import NativeLowRank
 from hyprstream.lora.delta import BASE_SLOT, BankLimits, Delta
 from hyprstream.lora.native_rows import NativeRows, RowGroups
 from hyprstream.lora.ops import Share, cut, low_rank_product, storage_dtype
@@ -240,6 +242,7 @@ class LowRankView(AddsInPlace):
         self._paths = frozenset[str]().union(*changed)
         self._are_alike = len(changed) == 1
         self._groups: dict[tuple[int, ...], RowGroups] = {}
+        self._added: tuple[Sequence[str], Array[NativeLowRank]] | None = None
 
     @cached_property
     def _blocks(self) -> list[Block]:
@@ -273,6 +276,23 @@ class LowRankView(AddsInPlace):
             return native.add_to(y, x, stack.a, stack.b, self._groups_at(path))
         delta = self.delta(path, x)
         return y if delta is None else y + delta
+
+    @override
+    def added(
+        self, paths: Sequence[str], rows: Float[Tensor, "T C"]
+    ) -> Array[NativeLowRank] | None:
+        """Return what is added to rows at the linear layers `paths`, for the native kernels."""
+        if self._bank.native is None or not self._bank.native.takes(rows):
+            return None
+        if self._added is None or self._added[0] is not paths:
+            added = (NativeLowRank * len(paths))()
+            for place, path in enumerate(paths):
+                if path in self._paths:
+                    stack = self._bank.stack(path)
+                    addresses = self._groups_at(path).addresses
+                    added[place] = NativeLowRank(stack.a.data_ptr(), stack.b.data_ptr(), *addresses)
+            self._added = paths, added
+        return self._added[1]
 
     def _groups_at(self, path: str) -> RowGroups:
         # Adapters mostly change the same layers, so that there is one grouping for all.

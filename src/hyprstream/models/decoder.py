@@ -23,6 +23,7 @@ from hyprstream.models.layers import (
     Weights,
     rms_norm,
 )
+from hyprstream.models.native_layers import NativeLayers
 from hyprstream.models.rotary import Rotary
 
 
@@ -95,6 +96,7 @@ class Decoder:
         self._layers = tuple(layers)
         self._norm = norm
         self._head = head
+        self._native = NativeLayers.of(config, self._layers)
         self._rotary = [
             Rotary(rope, config.head_width, config.context_length, weights.device)
             for rope in config.ropes
@@ -104,6 +106,13 @@ class Decoder:
         """Compute the normalised hidden state of every token of the batch."""
         x = self.embedded(batch.token_ids)
         tables = self._tables(batch)
+        y = None if self._native is None else self._native.apply(x, tables, batch)
+        return self.normalised(self._layered(x, tables, batch) if y is None else y)
+
+    def _layered(
+        self, x: Float[Tensor, "T C"], tables: Sequence[RotaryTables], batch: ForwardBatch
+    ) -> Float[Tensor, "T C"]:
+        """Apply one layer after the other."""
         for layer, rope in zip(self._layers, self.config.rope_of_layer, strict=True):
             if batch.recompute and torch.is_grad_enabled():
                 x = checkpoint(
@@ -111,7 +120,7 @@ class Decoder:
                 )
             else:
                 x = layer(x, tables[rope], batch)
-        return self.normalised(x)
+        return x
 
     def embedded(self, token_ids: Int[Tensor, " T"]) -> Float[Tensor, "T C"]:
         """Return the vectors of tokens: what `forward` begins with."""

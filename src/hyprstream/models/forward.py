@@ -6,11 +6,14 @@ embeds text and trains an adapter, because all that differs between those is in 
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from ctypes import Array
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from hyprstream.kernels.native import NativeLowRank, NativeReads
 
 
 @runtime_checkable
@@ -26,6 +29,20 @@ class Attention(Protocol):
     ) -> Float[Tensor, "T H D"]:
         """Mix the values `v` of all positions that each query of `layer` may see."""
         ...
+
+
+class ReadsPlaces(ABC):
+    """An `Attention` whose keys and values the native kernels may read and write themselves."""
+
+    @abstractmethod
+    def reads(self, num_tokens: int) -> NativeReads | None:
+        """Return where those of a step lie; None where some of its rows are not for the kernels.
+
+        The memory is there for as long as this object is, or until the next step.
+
+        Args:
+            num_tokens: Tokens of the step.
+        """
 
 
 @runtime_checkable
@@ -53,6 +70,19 @@ class AddsInPlace(ABC):
         self, path: str, x: Float[Tensor, "T I"], y: Float[Tensor, "T O"]
     ) -> Float[Tensor, "T O"]:
         """Return `y` and what is added to it; `y` may be changed."""
+
+    @abstractmethod
+    def added(
+        self, paths: Sequence[str], rows: Float[Tensor, "T C"]
+    ) -> "Array[NativeLowRank] | None":
+        """Return what is added to rows at the linear layers `paths`, for the native kernels.
+
+        None where it is not for them. The memory is there for as long as this object is.
+
+        Args:
+            paths: The layers; the caller gives the same object each time.
+            rows: Any that have the number and the dtype of the step's.
+        """
 
 
 @dataclass(frozen=True, slots=True)

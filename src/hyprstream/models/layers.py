@@ -135,25 +135,30 @@ class Embedding:
 
 
 class RMSNorm:
-    """Root mean square normalisation (arXiv:1910.07467), computed in float32."""
+    """Root mean square normalisation (arXiv:1910.07467), computed in float32.
+
+    Attributes:
+        scale: What each channel is multiplied with.
+        eps: Added to the mean square.
+    """
 
     def __init__(self, scale: Float[Tensor, " C"], eps: float) -> None:
-        self._scale = scale.float()
-        self._eps = eps
+        self.scale = scale.float()
+        self.eps = eps
         self._eps_tensor = torch.tensor(eps, device=scale.device)
 
     def __call__(self, x: Float[Tensor, "... C"]) -> Float[Tensor, "... C"]:
         """Normalise the last dimension."""
         if kernel_has_gradient(x):
-            return normalised(x, self._scale, self._eps)
-        y = native.rms_norm(x, self._scale, self._eps)
+            return normalised(x, self.scale, self.eps)
+        y = native.rms_norm(x, self.scale, self.eps)
         if y is not None:
             return y
         # On the CPU, a third faster on long prompts than F.rms_norm, which is composed too.
         wide = x.float()
         norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         mean_square = torch.add(self._eps_tensor, norm.square(), alpha=1.0 / x.shape[-1])
-        return (wide * mean_square.rsqrt()).mul_(self._scale).to(x.dtype)
+        return (wide * mean_square.rsqrt()).mul_(self.scale).to(x.dtype)
 
 
 class LayerNorm:
@@ -214,21 +219,28 @@ def gated_activation(name: Activation) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 class GatedMLP:
-    """down(act(gate(x)) * up(x)) (arXiv:2002.05202)."""
+    """down(act(gate(x)) * up(x)) (arXiv:2002.05202).
+
+    Attributes:
+        inputs: gate and up.
+        down: down.
+        activation: Name of act.
+    """
 
     def __init__(self, config: ModelConfig, weights: Weights, path: str, width: int) -> None:
         shape = (width, config.width)
         gate = weights.linear(f"{path}.gate_proj", shape, bias=config.mlp_bias)
-        self._inputs = gate, weights.linear(f"{path}.up_proj", shape, bias=config.mlp_bias)
-        self._down = weights.linear(f"{path}.down_proj", shape[::-1], bias=config.mlp_bias)
+        self.inputs = gate, weights.linear(f"{path}.up_proj", shape, bias=config.mlp_bias)
+        self.down = weights.linear(f"{path}.down_proj", shape[::-1], bias=config.mlp_bias)
+        self.activation: Activation = config.activation
         self._act = gated_activation(config.activation)
         self._gated = Gated(self._act, is_silu=config.activation == "silu")
 
     def __call__(self, x: Float[Tensor, "T C"], lora: LoraView | None) -> Float[Tensor, "T C"]:
         """Apply the feed-forward part to each row."""
-        gate, up = apply_all(self._inputs, x, lora)
-        together = _with_factors([self._down], lora, gate, up, origin=self._gated)
-        return self._down(self._act(gate, up), lora) if together is None else together[0]
+        gate, up = apply_all(self.inputs, x, lora)
+        together = _with_factors([self.down], lora, gate, up, origin=self._gated)
+        return self.down(self._act(gate, up), lora) if together is None else together[0]
 
 
 @runtime_checkable
@@ -260,6 +272,12 @@ class SelfAttention:
         path: Path of this part.
         layer: Index of the layer, for the cache.
         head_norm: Normalise each head of q and k before rotation, as Qwen3 and Gemma3 do.
+
+    Attributes:
+        inputs: The projections to q, k and v.
+        output: The projection of what was mixed.
+        q_norm: Normalises each head of q; None if nothing does.
+        k_norm: The same for k.
     """
 
     def __init__(
@@ -268,15 +286,17 @@ class SelfAttention:
         width, bias = config.head_width, config.attention_bias
         queries = config.num_heads * width
         keys = config.num_kv_heads * width
-        self._inputs = tuple(
+        self.inputs = tuple(
             weights.linear(f"{path}.{name}_proj", (size, config.width), bias=bias)
             for name, size in (("q", queries), ("k", keys), ("v", keys))
         )
-        self._o = weights.linear(f"{path}.o_proj", (config.width, queries), bias=config.output_bias)
-        self._q_norm = self._k_norm = None
+        self.output = weights.linear(
+            f"{path}.o_proj", (config.width, queries), bias=config.output_bias
+        )
+        self.q_norm = self.k_norm = None
         if head_norm:
-            self._q_norm = rms_norm(weights, f"{path}.q_norm", width, config.norm_eps)
-            self._k_norm = rms_norm(weights, f"{path}.k_norm", width, config.norm_eps)
+            self.q_norm = rms_norm(weights, f"{path}.q_norm", width, config.norm_eps)
+            self.k_norm = rms_norm(weights, f"{path}.k_norm", width, config.norm_eps)
         self._layer = layer
         self._head_width = width
 
@@ -286,25 +306,32 @@ class SelfAttention:
         """Let every token attend as the batch says."""
         heads = (x.shape[0], -1, self._head_width)
         # T H D for queries, T K D for keys and values
-        q, k, v = (y.view(heads) for y in apply_all(self._inputs, x, batch.lora))
-        if self._q_norm is not None and self._k_norm is not None:
-            q, k = self._q_norm(q), self._k_norm(k)
+        q, k, v = (y.view(heads) for y in apply_all(self.inputs, x, batch.lora))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q, *rotary), rotate(k, *rotary)
         mixed = batch.attention.attend(self._layer, q, k, v)
-        return self._o(mixed.flatten(-2), batch.lora)
+        return self.output(mixed.flatten(-2), batch.lora)
 
 
 class PreNormLayer:
-    """The usual block: x + attention(norm(x)), then x + mlp(norm(x))."""
+    """The usual block: x + attend(norm(x)), then x + mlp(mlp_norm(x)).
+
+    Attributes:
+        attend: The attention part.
+        mlp: The feed-forward part.
+        norm: Before attention.
+        mlp_norm: Before the feed-forward part.
+    """
 
     def __init__(
         self, config: ModelConfig, weights: Weights, path: str, attend: Attend, mlp: FeedForward
     ) -> None:
         width, eps = config.width, config.norm_eps
-        self._attend = attend
-        self._mlp = mlp
-        self._norm = rms_norm(weights, f"{path}.input_layernorm", width, eps)
-        self._mlp_norm = rms_norm(weights, f"{path}.post_attention_layernorm", width, eps)
+        self.attend = attend
+        self.mlp = mlp
+        self.norm = rms_norm(weights, f"{path}.input_layernorm", width, eps)
+        self.mlp_norm = rms_norm(weights, f"{path}.post_attention_layernorm", width, eps)
 
     def __call__(
         self, x: Float[Tensor, "T C"], rotary: RotaryTables, batch: ForwardBatch
@@ -316,11 +343,11 @@ class PreNormLayer:
         self, x: Float[Tensor, "T C"], rotary: RotaryTables, batch: ForwardBatch
     ) -> Float[Tensor, "T C"]:
         """Apply the first part."""
-        return x + self._attend(self._norm(x), rotary, batch)
+        return x + self.attend(self.norm(x), rotary, batch)
 
     def transformed(self, x: Float[Tensor, "T C"], lora: LoraView | None) -> Float[Tensor, "T C"]:
         """Apply the second part to each row."""
-        return x + self._mlp(self._mlp_norm(x), lora)
+        return x + self.mlp(self.mlp_norm(x), lora)
 
 
 class SandwichLayer:

@@ -23,6 +23,7 @@ from hyprstream.models.quant import (
     DenseWeight,
     Quantization,
     Weight,
+    WeightMemory,
     for_compute,
     quantize,
 )
@@ -120,6 +121,7 @@ class CheckpointWeights:
         self._config = config
         self._quantization = placement.quantization
         self._expand = placement.expand
+        self._memory = WeightMemory()
 
     def linear(self, path: str, shape: tuple[int, int], *, bias: bool = False) -> Linear:
         """Load the linear layer at `path`, logical shape (O, I)."""
@@ -179,10 +181,12 @@ class CheckpointWeights:
     def _for_products(self, weight: Weight, stored: Stored | None) -> Weight:
         """Choose the storage that multiplies best; let go of mapped pages that it replaces."""
         if self._quantization is not None and isinstance(weight, DenseWeight):
-            chosen = quantize(weight.tensor, self._quantization)
+            chosen = quantize(weight.tensor, self._quantization, self._memory)
         else:
             # The cosine of an encoder's vectors shows what rounded rows lose: 0.9988.
-            chosen = for_compute(weight, self.dtype, rounds_rows=self._config.causal)
+            chosen = for_compute(
+                weight, self.dtype, rounds_rows=self._config.causal, memory=self._memory
+            )
         if stored is not None and chosen is not weight:
             self._checkpoint.release(stored.name)
         return chosen.to(self.device)

@@ -5,6 +5,7 @@ Quantised weights stay quantised in memory. All are constants with one protocol,
 
 from hyprstream.models.quant.blocks import FORMATS, BlockFormat
 from hyprstream.models.quant.convert import Quantization, for_compute, quantize
+from hyprstream.models.quant.memory import WeightMemory
 from hyprstream.models.quant.packed import PackedWeight
 from hyprstream.models.quant.tiles import TiledWeight
 from hyprstream.models.quant.together import multiply_all, peaks
@@ -19,6 +20,7 @@ __all__ = [
     "Quantization",
     "TiledWeight",
     "Weight",
+    "WeightMemory",
     "for_compute",
     "multiply_all",
     "peaks",

@@ -9,6 +9,7 @@ from torch import Tensor
 from hyprstream.models.quant import packed
 from hyprstream.models.quant.blocks import FORMATS
 from hyprstream.models.quant.groups import Groups
+from hyprstream.models.quant.memory import WeightMemory
 from hyprstream.models.quant.tiles import (
     GROUP,
     Encoded,
@@ -38,13 +39,20 @@ _PACKED = {
 }  # fmt: skip
 
 
-def quantize(weight: Float[Tensor, "O I"], to: Quantization) -> Weight:
+def quantize(
+    weight: Float[Tensor, "O I"], to: Quantization, memory: WeightMemory | None = None
+) -> Weight:
     """Round a matrix to groups of 32 weights, to nearest, with bf16 scales.
 
     `int4` is affine: scale and zero are chosen so that the 16 steps cover the group. `int8`
     is symmetric, about scale * (-127..127). Either way the error of a weight is at most half
     the scale of its group. Costs 5 and 9 bits per weight. A matrix whose rows are not a
     multiple of 32 long stays as it is, which its `kind` shows.
+
+    Args:
+        weight: The matrix.
+        to: What to round it to.
+        memory: Where weights of one model go; None gives it its own.
     """
     num_rows, width = weight.shape
     if width % GROUP:
@@ -52,7 +60,7 @@ def quantize(weight: Float[Tensor, "O I"], to: Quantization) -> Weight:
     bits = _BITS[to]
 
     if weight.device.type == "cpu" and packed.is_fast():
-        return _pack_values(weight, to)
+        return _pack_values(weight, to, memory)
 
     def encode(start: int, stop: int) -> Encoded:
         return _encode_values(weight[start:stop].to(torch.float32), bits)
@@ -60,7 +68,13 @@ def quantize(weight: Float[Tensor, "O I"], to: Quantization) -> Weight:
     return build_tiles((num_rows, width), bits, to, encode)
 
 
-def for_compute(weight: Weight, dtype: torch.dtype, *, rounds_rows: bool = True) -> Weight:
+def for_compute(
+    weight: Weight,
+    dtype: torch.dtype,
+    *,
+    rounds_rows: bool = True,
+    memory: WeightMemory | None = None,
+) -> Weight:
     """Choose the storage in which `weight` computes best with activations of `dtype`.
 
     Dense weights take the dtype. In bf16 on a CPU blocks are repacked, for the native kernels
@@ -74,6 +88,7 @@ def for_compute(weight: Weight, dtype: torch.dtype, *, rounds_rows: bool = True)
         weight: A weight as it was loaded.
         dtype: Dtype of the activations.
         rounds_rows: Whether products may round their rows to 8 bits.
+        memory: Where weights of one model go; None gives it its own.
     """
     if isinstance(weight, DenseWeight):
         return DenseWeight(weight.tensor.to(dtype))
@@ -82,7 +97,7 @@ def for_compute(weight: Weight, dtype: torch.dtype, *, rounds_rows: bool = True)
     if dtype != torch.bfloat16:
         return weight
     if rounds_rows and packed.is_fast():
-        return _pack_blocks(weight)
+        return _pack_blocks(weight, memory)
     if weight.kind not in _TILED_BITS or not kernel_is_available():
         return weight
     bits = _TILED_BITS[weight.kind]
@@ -93,17 +108,19 @@ def for_compute(weight: Weight, dtype: torch.dtype, *, rounds_rows: bool = True)
     return build_tiles(weight.shape, bits, weight.kind, encode)
 
 
-def _pack_blocks(weight: BlockWeight) -> Weight:
+def _pack_blocks(weight: BlockWeight, memory: WeightMemory | None) -> Weight:
     """Take over codes, and scales as halves."""
     layout = FORMATS[weight.kind]
 
     def encode(start: int, stop: int) -> Groups:
         return layout.unpack(weight.blocks[start:stop])
 
-    return packed.pack(weight.shape, _PACKED[weight.kind], weight.kind, encode)
+    return packed.pack(weight.shape, _PACKED[weight.kind], weight.kind, encode, memory)
 
 
-def _pack_values(weight: Float[Tensor, "O I"], to: Quantization) -> Weight:
+def _pack_values(
+    weight: Float[Tensor, "O I"], to: Quantization, memory: WeightMemory | None
+) -> Weight:
     """Choose scales and offsets that are halves already, then round to the nearest code."""
     factor = packed.factor_for(2 * float(weight.abs().max()))
     form = packed.Form(bits=_BITS[to], group=GROUP, zero=None if to == "int4" else 128)
@@ -125,7 +142,7 @@ def _pack_values(weight: Float[Tensor, "O I"], to: Quantization) -> Weight:
         return Groups(codes=codes, scale=scale, offset=offset)
 
     num_rows, width = weight.shape
-    return packed.pack((num_rows, width), form, to, encode)
+    return packed.pack((num_rows, width), form, to, encode, memory)
 
 
 def _encode_blocks(weight: BlockWeight, start: int, stop: int, bits: int) -> Encoded:

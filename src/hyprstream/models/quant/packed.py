@@ -19,6 +19,7 @@ from hyprstream.models.native import kernels
 from hyprstream.models.quant import products
 from hyprstream.models.quant.differentiable import multiply
 from hyprstream.models.quant.groups import Groups
+from hyprstream.models.quant.memory import WeightMemory
 from hyprstream.models.quant.together import NativeWeight, multiply_all
 
 TILE = 16
@@ -157,15 +158,27 @@ class PackedWeight(NativeWeight):
 
 
 def pack(
-    shape: tuple[int, int], form: Form, kind: str, encode: Callable[[int, int], Groups]
+    shape: tuple[int, int],
+    form: Form,
+    kind: str,
+    encode: Callable[[int, int], Groups],
+    memory: WeightMemory | None = None,
 ) -> PackedWeight:
-    """Lay out a matrix whose rows `encode(start, stop)` yields, a chunk at a time.
+    """Lay out a matrix a chunk at a time.
 
     Scales and offsets are rounded to 11 bits, which loses nothing of those that are halves.
+
+    Args:
+        shape: Logical shape (O, I).
+        form: What codes are.
+        kind: Name of the format that the matrix had.
+        encode: Yields rows, from its first argument to its second.
+        memory: Where weights of one model go; None gives it its own.
     """
     num_rows, width = shape
     num_tiles, num_groups = -(-num_rows // TILE), width // form.group
-    tiles = torch.zeros(num_tiles, num_groups, form.group_bytes, dtype=torch.uint8)
+    memory = WeightMemory() if memory is None else memory
+    tiles = memory.zeros(num_tiles, num_groups, form.group_bytes)
     affine = torch.zeros(1 if form.zero is not None else 2, num_tiles * TILE, num_groups)
     for start, stop in products.row_chunks(shape):
         groups = encode(start, stop)

@@ -62,7 +62,7 @@ def multiply_all(
     if not isinstance(first, NativeWeight):
         return None
     is_dense = isinstance(first.matrix, DenseMatrix)
-    if is_dense and not 0 < x.shape[0] <= _max_dense_rows():
+    if is_dense and not 0 < x.shape[0] <= max_dense_rows():
         return None
     x = x.contiguous()
     results: list[Tensor] = []
@@ -114,7 +114,7 @@ def peaks(weight: object, x: Float[Tensor, "T I"]) -> list[tuple[float, int]] | 
 
 
 @cache
-def _max_dense_rows() -> int:
+def max_dense_rows() -> int:
     """Return up to how many rows the kernel is faster than torch."""
     native = kernels()
     if native is None or native.instructions == Instructions.PLAIN:
