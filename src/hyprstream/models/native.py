@@ -1,6 +1,6 @@
 """The native kernels, for the parts of models: who may use them, and small calls.
 
-Everything here is optional. Where there is no kernel for a tensor, or a gradient is wanted,
+Everything here is optional. Where there is no kernel for a tensor, or autograd watches it,
 the answer is None and the caller computes in torch, which is the reference.
 """
 
