@@ -19,7 +19,7 @@ import torch
 
 from hyprstream.kernels.native import KINDS, Instructions
 from hyprstream.models import native
-from hyprstream.models.quant import DenseWeight, products
+from hyprstream.models.quant import DenseWeight, differentiable
 
 # Of Qwen3-0.6B: outputs and inputs.
 SHAPES = ((2048, 1024), (3072, 1024), (1024, 3072), (151936, 1024))
@@ -81,7 +81,11 @@ def ways(x: torch.Tensor, y: torch.Tensor) -> Mapping[str, Callable[[DenseWeight
         for each in (Instructions.AVX512, Instructions.AVX2)
         if each <= kernels.available
     }
-    return {**found, "torch": in_torch, "float32": lambda weight: products._unpacked(weight, x)}
+    return {
+        **found,
+        "torch": in_torch,
+        "float32": lambda weight: differentiable._unpacked(weight, x),
+    }
 
 
 def measure(shape: tuple[int, int], rows: int, rounds: int, read: Callable[..., None]) -> str:

@@ -21,29 +21,48 @@ STEPS = 2
 LEARNING_RATE = 2e-4
 
 
+# Tokens, and the first of them that counts.
+Sample = tuple[list[int], int]
+
+
 @dataclass(frozen=True)
-class Case:
-    """One batch: the lengths of its samples, and how many tokens at their ends count."""
+class Batch:
+    """The samples of one step."""
 
-    lengths: tuple[int, ...]
-    counted: int | None = None
+    samples: tuple[Sample, ...]
 
-    def samples(self) -> list[tuple[list[int], int]]:
-        """Tokens of each sample, and the first of them that counts."""
-        return [
-            ([(7 * i + 13 * n) % 1000 + 20 for i in range(length + 1)],
-             1 if self.counted is None else length + 1 - self.counted)
-            for n, length in enumerate(self.lengths)
-        ]  # fmt: skip
+    @classmethod
+    def made(cls, lengths: tuple[int, ...], counted: int | None = None) -> "Batch":
+        """Samples of these lengths, of which all tokens count or so many at the end."""
+        return cls(
+            tuple(
+                (
+                    [(7 * i + 13 * n) % 1000 + 20 for i in range(length + 1)],
+                    1 if counted is None else length + 1 - counted,
+                )
+                for n, length in enumerate(lengths)
+            )
+        )
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each sample that are computed."""
+        return [len(ids) - 1 for ids, _ in self.samples]
+
+    @property
+    def described(self) -> str:
+        """What it is, in words."""
+        counts = sum(len(ids) - begin for ids, begin in self.samples)
+        return f"samples of {self.lengths} tokens, of which {counts} count"
 
 
 CASES = {
-    "even": Case((128,) * 4),
-    "answers": Case((128,) * 4, counted=16),
-    "uneven": Case((192, 96, 64, 64, 32, 32, 16, 16)),
+    "even": Batch.made((128,) * 4),
+    "answers": Batch.made((128,) * 4, counted=16),
+    "uneven": Batch.made((192, 96, 64, 64, 32, 32, 16, 16)),
 }
 
-Step = Callable[[Case], float]
+Step = Callable[[Batch], float]
 
 
 def hyprstream(file: Path, option: str) -> Step:
@@ -71,8 +90,8 @@ def hyprstream(file: Path, option: str) -> Step:
     config = TrainConfig(learning_rate=LEARNING_RATE, recompute=option == "recompute")
     trainer.open(name, create(spec, model.linears), spec=spec, config=config)
 
-    def step(case: Case) -> float:
-        samples = [Sample.answer(ids[:begin], ids[begin:]) for ids, begin in case.samples()]
+    def step(batch: Batch) -> float:
+        samples = [Sample.answer(ids[:begin], ids[begin:]) for ids, begin in batch.samples]
         trainer.accumulate(name, samples)
         return trainer.apply(name).loss
 
@@ -85,8 +104,9 @@ def peft(file: Path, option: str) -> Step:
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    place = {"gguf_file": file.name} if file.is_file() else {}
     base = transformers.AutoModelForCausalLM.from_pretrained(
-        file.parent, dtype=torch.bfloat16, gguf_file=file.name
+        file.parent if place else file, dtype=torch.bfloat16, **place
     )
     config = peft.LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=list(TARGETS))
     model = peft.get_peft_model(base, config).train()
@@ -95,11 +115,11 @@ def peft(file: Path, option: str) -> Step:
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.0, foreach=True)
 
-    def step(case: Case) -> float:
-        longest = max(case.lengths) + 1
-        ids = torch.zeros(len(case.lengths), longest, dtype=torch.int64)
+    def step(batch: Batch) -> float:
+        longest = max(batch.lengths) + 1
+        ids = torch.zeros(len(batch.samples), longest, dtype=torch.int64)
         labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
-        for row, (tokens, begin) in enumerate(case.samples()):
+        for row, (tokens, begin) in enumerate(batch.samples):
             ids[row, : len(tokens)] = torch.tensor(tokens)
             labels[row, begin : len(tokens)] = ids[row, begin : len(tokens)]
             mask[row, : len(tokens)] = 1
@@ -113,26 +133,31 @@ def peft(file: Path, option: str) -> Step:
     return step
 
 
-def measure(step: Step, case: Case, before: int) -> dict[str, float]:
-    """Take a few steps of one batch; the first, which allocates, is not timed."""
+def measure(step: Step, batches: list[Batch], before: int) -> dict[str, float]:
+    """Take a few steps; the first, which allocates, is not timed."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    first_loss = step(case)
+    first, *rest = batches if len(batches) > 1 else batches * (STEPS + 1)
+    first_loss = step(first)
     started = time.process_time()
-    for _ in range(STEPS):
-        step(case)
-    seconds = (time.process_time() - started) / STEPS
+    for batch in rest:
+        step(batch)
+    seconds = time.process_time() - started
     return {
-        "tokens_per_s": sum(case.lengths) / seconds,
+        "tokens_per_s": sum(sum(batch.lengths) for batch in rest) / seconds,
         "peak_bytes": peak_bytes() - before,
         "loss": first_loss,
     }
 
 
-def main(engine: str, path: str, option: str, case: str) -> None:
+def main(engine: str, path: str, option: str, batches: str) -> None:
     torch.set_num_threads(1)
     before = resident_bytes()
     step = {"hyprstream": hyprstream, "peft": peft}[engine](Path(path), option)
-    json.dump(measure(step, CASES[case], before), sys.stdout)
+    chosen = [
+        Batch(tuple((ids, begin) for ids, begin in samples))
+        for samples in json.loads(Path(batches).read_text())
+    ]
+    json.dump(measure(step, chosen, before), sys.stdout)
 
 
 if __name__ == "__main__":

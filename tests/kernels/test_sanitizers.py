@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 TESTS = [
     "tests/models/test_native.py",
     "tests/models/quant/test_dense.py",
+    "tests/models/quant/test_differentiable.py",
     "tests/models/quant/test_packed.py",
     "tests/lora/test_native_rows.py",
     "tests/engine/test_peaks.py",

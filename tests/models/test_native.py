@@ -17,6 +17,7 @@ from hyprstream.models.rotary import rotate
 
 pytestmark = pytest.mark.skipif(native.kernels() is None, reason="no kernels were compiled")
 
+F32 = torch.float32
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16])
 SCALES = st.sampled_from([1e-30, 1e-3, 1.0, 1e4, 1e15])
 
@@ -89,6 +90,70 @@ def test_gates(shape: tuple[int, int], seed: int, scale: float, dtype: torch.dty
     assert_near(native.silu_gate(x, up), torch.nn.functional.silu(x.double()) * up.double(), 1e-30)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(1, 9),
+    width=st.integers(1, 200),
+    seed=st.integers(0, 999),
+    scale=st.sampled_from([1e-3, 1.0, 1e4]),
+    dtype=DTYPES,
+)
+def test_gradients_of_norms(
+    rows: int, width: int, seed: int, scale: float, dtype: torch.dtype
+) -> None:
+    x, weight = random((rows, width), seed, scale, dtype), random((width,), seed, 1.0, F32)
+    grad = random((rows, width), seed + 1, 1.0, dtype)
+    wide = x.double().requires_grad_()
+    y = wide / (wide.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight.double()
+    (expected,) = torch.autograd.grad(y, wide, grad.double())
+    # What is added up may cancel: the error is of the size of the terms.
+    terms = float((grad.double() * weight).abs().max() / (x.double().square().mean() + 1e-5).sqrt())
+    assert_near(native.rms_norm_gradient(x, weight, 1e-5, grad), expected, 1e-4 * terms)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 5), st.integers(1, 100)),
+    seed=st.integers(0, 999),
+    scale=st.sampled_from([1e-20, 0.1, 3.0, 80.0, 1e4]),
+    dtype=DTYPES,
+)
+def test_gradients_of_gates(
+    shape: tuple[int, int], seed: int, scale: float, dtype: torch.dtype
+) -> None:
+    x, up = random(shape, seed, scale, dtype), random(shape, seed + 1, 1.0, dtype)
+    grad = random(shape, seed + 2, 1.0, F32)
+    leaves = [each.double().requires_grad_() for each in (x, up)]
+    y = torch.nn.functional.silu(leaves[0]) * leaves[1]
+    expected = torch.autograd.grad(y, leaves, grad.double())
+    found = native.silu_gate_gradient(x, up, grad)
+    assert found is not None
+    for ours, theirs in zip(found, expected, strict=True):
+        assert_near(ours, theirs, 1e-30)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 5), st.integers(1, 300)),
+    seed=st.integers(0, 999),
+    scale=st.sampled_from([0.1, 3.0, 80.0, 1e4]),
+    dtype=DTYPES,
+)
+def test_cross_entropies(
+    shape: tuple[int, int], seed: int, scale: float, dtype: torch.dtype
+) -> None:
+    logits = random(shape, seed, scale, dtype)
+    targets = torch.randint(shape[1], shape[:1], generator=torch.Generator().manual_seed(seed))
+    factors = random(shape[:1], seed + 1, 1.0, F32)
+    wide = logits.double().requires_grad_()
+    expected = torch.nn.functional.cross_entropy(wide, targets, reduction="none")
+    (gradient,) = torch.autograd.grad(expected, wide, factors.double())
+    losses = native.cross_entropy(logits, targets, factors)
+    assert losses is not None
+    torch.testing.assert_close(losses.double(), expected.detach(), rtol=1e-5, atol=1e-5)
+    assert_near(logits, gradient, 1e-6)  # in the place of the logits
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     queries=st.integers(1, native.MAX_QUERIES),
@@ -120,7 +185,17 @@ def test_attention(
 def test_what_is_no_number_is_seen(value: float) -> None:
     x = torch.ones(3, 8)
     x[1, 5] = value
+    gradients = native.silu_gate_gradient(x, torch.ones(3, 8), torch.ones(3, 8))
+    logits = x.clone()
+    losses = native.cross_entropy(logits, torch.zeros(3, dtype=torch.int64), torch.ones(3))
+    assert losses is not None
+    assert losses.isfinite().tolist() == [True, False, True]
+    assert gradients is not None
     for y in (
+        logits,
+        gradients[1],
+        native.rms_norm_gradient(x, torch.ones(8), 1e-5, torch.ones(3, 8)),
+        native.rms_norm_gradient(torch.ones(3, 8), torch.ones(8), 1e-5, x),
         native.rms_norm(x, torch.ones(8), 1e-5),
         native.silu_gate(x, torch.ones(3, 8)),
         native.silu_gate(torch.ones(3, 8), x),

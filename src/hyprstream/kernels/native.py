@@ -162,6 +162,18 @@ class Kernels:
         """Turns pairs of channels: see `rows.cpp`."""
         self.gate = _function(library, "gate", size, pointer, pointer, size, pointer)
         """silu(x) * up: see `rows.cpp`."""
+        self.rms_norm_gradient = _function(
+            library, "rms_norm_gradient", size, pointer, pointer, real, pointer, size, size, pointer
+        )
+        """The way back through `rms_norm`: see `row_gradients.cpp`."""
+        self.gate_gradient = _function(
+            library, "gate_gradient", size, *[pointer] * 3, size, pointer, pointer
+        )
+        """The way back through `gate`: see `row_gradients.cpp`."""
+        self.cross_entropy = _function(
+            library, "cross_entropy", size, *[pointer] * 3, size, size, pointer
+        )
+        """The cross entropy of logits, and its gradient: see `cross_entropy.cpp`."""
         self.packed_products = _function(
             library, "packed_products", size, pointer, *[size] * 3, *[pointer] * 6
         )

@@ -17,7 +17,7 @@ from hyprstream.errors import IncompatibleAdapterError, InvalidSettingsError
 from hyprstream.lora.basis import BaseLayers, Basis
 from hyprstream.lora.leaf import Regrowth
 from hyprstream.lora.spec import LoraSpec
-from hyprstream.models.forward import LoraView
+from hyprstream.models.forward import Factors, LoraView
 from hyprstream.vdb.tensors import SparseTensor
 
 BASE_SLOT = 0
@@ -142,6 +142,10 @@ class TrainableDelta(Protocol):
         A tensor with a mask is the list of its active elements, in flat order, so that no
         optimizer can move the others; one without has its own shape.
         """
+        ...
+
+    def factors(self) -> Factors | None:
+        """Return the same as two factors, if that is what it is."""
         ...
 
     def product(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:

@@ -4,7 +4,7 @@ It is an input of the forward pass like any view, so the model is neither change
 a mode. Runs on the engine thread.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import copy
 
 import torch
@@ -14,9 +14,10 @@ from torch import Tensor
 from hyprstream.lora.delta import Delta, TrainableDelta
 from hyprstream.lora.leaf import Regrowth
 from hyprstream.lora.weights import LoraWeights
+from hyprstream.models.forward import Factored, Factors
 
 
-class TrainableLora:
+class TrainableLora(Factored):
     """Adds to every row what the adapter is at the moment.
 
     Invariants, checked by `test_trainable.py`: gradients are those of the dense sum W + D;
@@ -69,6 +70,24 @@ class TrainableLora:
             kept = torch.rand(x.shape, generator=self._random, device=x.device) >= self._dropout
             x = x * kept / (1 - self._dropout)
         return delta.product(x)
+
+    def factors(  # type: ignore[explicit-override]  # typing.override is Python 3.12
+        self, paths: Sequence[str]
+    ) -> list[Factors | None] | None:
+        """Return what is added at each path, or None if anything there is no product of factors.
+
+        With dropout nothing is: each layer's inputs are hidden from the adapter alone.
+        """
+        if self._dropout:
+            return None
+        found: list[Factors | None] = []
+        for path in paths:
+            delta = self._deltas.get(path)
+            factors = None if delta is None else delta.factors()
+            if delta is not None and factors is None:
+                return None
+            found.append(factors)
+        return found
 
     @property
     def random(self) -> torch.Generator:

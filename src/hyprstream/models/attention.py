@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hyprstream.models import native
+from hyprstream.models.attention_steps import attended
 from hyprstream.models.config import AttentionConfig
 
 
@@ -41,6 +42,9 @@ class PackedAttention:
     ) -> Float[Tensor, "T H D"]:
         """Attend sequence by sequence."""
         config = self._layers[layer]
+        wants_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+        if self._causal and q.is_cpu and wants_gradient:
+            return attended(config, self._lengths, q, k, v)
         sequences = zip(*(x.split(self._lengths) for x in (q, k, v)), strict=True)
         mixed = [
             mixed_values(config, *qkv, num_before=0 if self._causal else None) for qkv in sequences

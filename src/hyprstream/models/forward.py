@@ -85,6 +85,32 @@ class AddsInPlace(ABC):
         """
 
 
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """x A B times a number, added to the output of a linear layer for its input x.
+
+    Attributes:
+        a: A, with a gradient.
+        b: B, with a gradient.
+        scale: The number.
+    """
+
+    a: Float[Tensor, "I R"]
+    b: Float[Tensor, "R O"]
+    scale: float
+
+
+class Factored(ABC):
+    """A `LoraView` whose products can be computed together with those of the layers.
+
+    Not a protocol, as `AddsInPlace` is none.
+    """
+
+    @abstractmethod
+    def factors(self, paths: Sequence[str]) -> list[Factors | None] | None:
+        """Return what is added at each path, or None if anything there is no such product."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForwardBatch:
     """Everything one forward pass needs besides the weights.

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from hyprstream.models import native
 from hyprstream.models.config import Activation, ModelConfig
-from hyprstream.models.forward import AddsInPlace, ForwardBatch, LoraView
-from hyprstream.models.quant import Weight, multiply_all, peaks
+from hyprstream.models.forward import AddsInPlace, Factored, ForwardBatch, LoraView
+from hyprstream.models.quant import Weight, differentiable, multiply_all, peaks
 from hyprstream.models.rotary import rotate
+from hyprstream.models.row_steps import Gated, kernel_has_gradient, normalised
 
 RotaryTables = tuple[Float[Tensor, "T 1 W"], Float[Tensor, "T 1 W"]]
 
@@ -47,7 +48,8 @@ class Linear:
     ) -> Float[Tensor, "T O"]:
         """Apply the layer to each row, or compute some of its outputs (`Weight.span`)."""
         if outputs is None:
-            return self.added(self.weight.matmul(x), x, lora)
+            together = _with_factors([self], lora, x)
+            return self.added(self.weight.matmul(x), x, lora) if together is None else together[0]
         y = self.weight.span(outputs.start, outputs.stop).matmul(x)
         if self.bias is not None:
             y = y + self.bias[outputs]
@@ -85,12 +87,38 @@ def apply_all(
     linears: Sequence[Linear], x: Float[Tensor, "T I"], lora: LoraView | None
 ) -> list[Float[Tensor, "T _"]]:
     """Apply up to three layers to the same rows, in one product where the kernel can."""
+    together = _with_factors(linears, lora, x)
+    if together is not None:
+        return together
     products = multiply_all([linear.weight for linear in linears], x)
     if products is None:
         return [linear(x, lora) for linear in linears]
     if lora is None and all(linear.bias is None for linear in linears):
         return products
     return [linear.added(y, x, lora) for linear, y in zip(linears, products, strict=True)]
+
+
+def _with_factors(
+    linears: Sequence[Linear],
+    lora: object,
+    *sources: Float[Tensor, "T _"],
+    origin: differentiable.Origin | None = None,
+) -> list[Float[Tensor, "T _"]] | None:
+    """Apply layers and the adapter's products in one step of autograd.
+
+    None where no gradient is wanted, or something else is added to a layer.
+    """
+    factors = None
+    if torch.is_grad_enabled() and isinstance(lora, Factored):
+        factors = lora.factors([linear.path for linear in linears])
+    if factors is None:
+        return None
+    weights = [linear.weight for linear in linears]
+    results = differentiable.products(weights, factors, *sources, origin=origin)
+    return [
+        y if linear.bias is None else y + linear.bias
+        for linear, y in zip(linears, results, strict=True)
+    ]
 
 
 class Embedding:
@@ -121,6 +149,8 @@ class RMSNorm:
 
     def __call__(self, x: Float[Tensor, "... C"]) -> Float[Tensor, "... C"]:
         """Normalise the last dimension."""
+        if kernel_has_gradient(x):
+            return normalised(x, self.scale, self.eps)
         y = native.rms_norm(x, self.scale, self.eps)
         if y is not None:
             return y
@@ -204,10 +234,13 @@ class GatedMLP:
         self.down = weights.linear(f"{path}.down_proj", shape[::-1], bias=config.mlp_bias)
         self.activation: Activation = config.activation
         self._act = gated_activation(config.activation)
+        self._gated = Gated(self._act, is_silu=config.activation == "silu")
 
     def __call__(self, x: Float[Tensor, "T C"], lora: LoraView | None) -> Float[Tensor, "T C"]:
         """Apply the feed-forward part to each row."""
-        return self.down(self._act(*apply_all(self.inputs, x, lora)), lora)
+        gate, up = apply_all(self.inputs, x, lora)
+        together = _with_factors([self.down], lora, gate, up, origin=self._gated)
+        return self.down(self._act(gate, up), lora) if together is None else together[0]
 
 
 @runtime_checkable

@@ -1,14 +1,15 @@
 """The native kernels, for the parts of models: who may use them, and small calls.
 
-Everything here is optional. Where there is no kernel for a tensor, or a gradient is wanted,
+Everything here is optional. Where there is no kernel for a tensor, or autograd watches it,
 the answer is None and the caller computes in torch, which is the reference.
 """
 
 from array import array
+from collections.abc import Mapping
 from functools import cache
 
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from hyprstream.kernels.native import KINDS, Kernels, Kind, open_kernels
@@ -18,6 +19,12 @@ MAX_QUERIES = 8
 """From so many queries of a sequence on, products in torch are faster: they read each key once."""
 
 _WIDTH_STEP = 16
+
+DTYPES: Mapping[torch.dtype, Kind] = {
+    torch.float32: KINDS["float32"],
+    torch.bfloat16: KINDS["bfloat16"],
+}
+"""Numbers that kernels compute with."""
 
 
 @cache
@@ -30,7 +37,7 @@ def kind_of(x: Tensor) -> Kind | None:
     """Return what the numbers of `x` are for a kernel; None where torch has to compute."""
     if not x.is_cpu or (x.requires_grad and torch.is_grad_enabled()):
         return None
-    return _KINDS.get(x.dtype)
+    return DTYPES.get(x.dtype)
 
 
 def rms_norm(
@@ -73,6 +80,56 @@ def silu_gate(gate: Float[Tensor, "T W"], up: Float[Tensor, "T W"]) -> Float[Ten
     return y
 
 
+def rms_norm_gradient(
+    x: Float[Tensor, "*T C"],
+    scale: Float32[Tensor, " C"],
+    eps: float,
+    grad: Float[Tensor, "*T C"],
+) -> Float[Tensor, "*T C"] | None:
+    """Return the gradient for `x` of what `rms_norm` makes of it."""
+    native, kind = kernels(), kind_of(x)
+    if native is None or kind is None or grad.dtype != x.dtype:
+        return None
+    x, grad = x.contiguous(), grad.contiguous()
+    y = torch.empty_like(x)
+    width = x.shape[-1]
+    sizes = x.numel() // width, width
+    ends = x.data_ptr(), scale.data_ptr(), eps, grad.data_ptr()
+    native.rms_norm_gradient(kind, *ends, *sizes, y.data_ptr())
+    return y
+
+
+def silu_gate_gradient(
+    gate: Float[Tensor, "T W"], up: Float[Tensor, "T W"], grad: Float[Tensor, "T W"]
+) -> tuple[Float[Tensor, "T W"], Float[Tensor, "T W"]] | None:
+    """Return the gradients for what `silu_gate` takes; `grad` is in float32 for a kernel."""
+    native, kind = kernels(), kind_of(gate)
+    if native is None or kind is None or kind_of(up) != kind or grad.dtype != torch.float32:
+        return None
+    gate, up, grad = gate.contiguous(), up.contiguous(), grad.contiguous()
+    found = torch.empty_like(gate), torch.empty_like(up)
+    ends = gate.data_ptr(), up.data_ptr(), grad.data_ptr()
+    native.gate_gradient(kind, *ends, gate.numel(), *(y.data_ptr() for y in found))
+    return found
+
+
+def cross_entropy(
+    logits: Float[Tensor, "N V"], targets: Int64[Tensor, " N"], factors: Float32[Tensor, " N"]
+) -> Float32[Tensor, " N"] | None:
+    """Return the cross entropy of each row, in nats.
+
+    The logits are overwritten by its gradient for them, each row's times its factor.
+    """
+    native, kind = kernels(), kind_of(logits)
+    if native is None or kind is None or not logits.is_contiguous():
+        return None
+    targets, factors = targets.contiguous(), factors.contiguous()
+    losses = torch.empty_like(factors)
+    ends = logits.data_ptr(), targets.data_ptr(), factors.data_ptr()
+    native.cross_entropy(kind, *ends, *logits.shape, losses.data_ptr())
+    return losses
+
+
 def attend(
     config: AttentionConfig,
     q: Float[Tensor, "Q H D"],
@@ -110,9 +167,3 @@ def attend(
         config.softcap or 0.0,
     )
     return mixed
-
-
-_KINDS: dict[torch.dtype, Kind] = {
-    torch.float32: KINDS["float32"],
-    torch.bfloat16: KINDS["bfloat16"],
-}

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hyprstream.models import native
 from hyprstream.models.config import RopeConfig
+from hyprstream.models.row_steps import kernel_has_gradient, rotated
 
 
 def inverse_frequencies(
@@ -147,6 +148,8 @@ def rotate(
 
     `roll` brings each channel its partner; the sign of the turn is in `sin`.
     """
+    if kernel_has_gradient(x) and cos.dtype == x.dtype:
+        return rotated(x, cos, sin)
     y = native.rotate(x, cos, sin)
     if y is not None:
         return y

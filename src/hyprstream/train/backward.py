@@ -17,7 +17,7 @@ from hyprstream.errors import NonFiniteTrainingError
 from hyprstream.models.decoder import Decoder
 from hyprstream.models.forward import LoraView
 from hyprstream.train.collate import Packed
-from hyprstream.train.loss import cross_entropy, divergence, row_chunks
+from hyprstream.train.loss import cross_entropy, cross_entropy_backward, divergence, row_chunks
 
 
 @contextmanager
@@ -84,19 +84,26 @@ def backward_from(
     """
     base_hidden = _base_hidden(model, packed) if objective.pull else None
     gradients, losses, pulls = [], 0.0, 0.0
-    for chunk in row_chunks(len(packed.rows), model.config.vocab_size):
+    chunks = row_chunks(len(packed.rows), model.config.vocab_size, in_place=base_hidden is None)
+    for chunk in chunks:
         part = hidden[chunk].detach().requires_grad_()
         head, weights = view.select(packed.rows[chunk]), packed.weights[chunk]
-        total = part.new_zeros((), dtype=torch.float32)
-        if objective.loss:
-            loss = weights @ cross_entropy(model, part, packed.targets[chunk], head)
-            losses, total = losses + loss.item(), total + objective.loss * loss
-        if base_hidden is not None:
+        targets = packed.targets[chunk]
+        if base_hidden is None:
+            factors = weights * objective.loss
+            loss = weights @ cross_entropy_backward(model, part, targets, factors, head)
+            losses += loss.item()
+        else:
+            total = part.new_zeros((), dtype=torch.float32)
+            if objective.loss:
+                loss = weights @ cross_entropy(model, part, targets, head)
+                losses, total = losses + loss.item(), total + objective.loss * loss
             pull = weights @ divergence(model, part, base_hidden[chunk], head)
             pulls, total = pulls + pull.item(), total + objective.pull * pull
+            if math.isfinite(losses + pulls):
+                total.backward()
         if not math.isfinite(losses + pulls):
             raise NonFiniteTrainingError("the loss")
-        total.backward()
         assert part.grad is not None
         gradients.append(part.grad)
     if hidden.requires_grad:  # an adapter of the head alone changes nothing before it

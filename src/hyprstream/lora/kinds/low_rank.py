@@ -20,6 +20,7 @@ from hyprstream.lora.mask import Mask, choose
 from hyprstream.lora.ops import low_rank_product
 from hyprstream.lora.packing import check_values, packed, unpacked
 from hyprstream.lora.seeds import uniform
+from hyprstream.models.forward import Factors
 from hyprstream.vdb.tensors import SparseTensor
 
 
@@ -197,6 +198,10 @@ class TrainableLowRank:
     def parameters(self) -> dict[str, Tensor]:
         """Name A and B, or what is active of them."""
         return {"a": self._a.parameter, "b": self._b.parameter}
+
+    def factors(self) -> Factors:
+        """Return A, B and the scale."""
+        return Factors(self._a.dense(), self._b.dense(), self._scale)
 
     def product(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
         """Return x A B times the scale."""

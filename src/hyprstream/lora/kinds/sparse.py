@@ -193,6 +193,9 @@ class TrainableSparse:
         """Name the active elements."""
         return {"delta": self._leaf.parameter}
 
+    def factors(self) -> None:
+        """Return None: D is no product of narrow matrices."""
+
     def product(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
         """Return x D^T times the scale."""
         wide, values = x.float(), self._leaf.parameter

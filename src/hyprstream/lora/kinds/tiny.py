@@ -188,6 +188,9 @@ class TrainableTiny:
         """Name the core, or what is active of it."""
         return {"core": self._core.parameter}
 
+    def factors(self) -> None:
+        """Return None: its outer factors are constants."""
+
     def product(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
         """Return x V C U times the scale."""
         return self._placed.product(x, [x.shape[0]], [self._core.dense()]) * self._scale

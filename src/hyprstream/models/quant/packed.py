@@ -17,6 +17,7 @@ from torch import Tensor
 from hyprstream.kernels.native import KINDS, PackedMatrix
 from hyprstream.models.native import kernels
 from hyprstream.models.quant import products
+from hyprstream.models.quant.differentiable import multiply
 from hyprstream.models.quant.groups import Groups
 from hyprstream.models.quant.memory import WeightMemory
 from hyprstream.models.quant.together import NativeWeight, multiply_all
@@ -115,7 +116,7 @@ class PackedWeight(NativeWeight):
             together = multiply_all((self,), x)
             if together is not None:
                 return together[0]
-        return products.multiply(self, x)
+        return multiply(self, x)
 
     def dequantize(self, dtype: torch.dtype) -> Float[Tensor, "O I"]:
         """Return the matrix."""

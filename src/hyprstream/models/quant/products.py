@@ -1,17 +1,16 @@
-"""Products with quantised matrices, bounded in memory and differentiable in the input.
+"""Products with quantised matrices, bounded in memory.
 
 A matrix is dequantised a chunk of rows at a time, so that no product ever holds a whole
-matrix in a wide type. The backward pass dequantises again instead of saving anything.
+matrix in a wide type.
 """
 
 from collections.abc import Iterator
 from functools import cache
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from hyprstream.models.native import kernels
 
@@ -22,7 +21,7 @@ _FEW_ROWS = 16
 _CHUNK_WEIGHTS = 1 << 18
 # With many rows a product takes its time from arithmetic, and wants to be large: 16 MiB.
 _MANY_ROWS = 64
-_MAX_CHUNK_WEIGHTS = 1 << 22
+_MAX_CHUNK_WEIGHTS = 1 << 20
 # Chunks start at multiples of the largest tile (tiles.py).
 _ROW_MULTIPLE = 64
 
@@ -43,17 +42,6 @@ class Chunked(Protocol):
     def direct(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"] | None:
         """Multiply without dequantising if that is faster for this `x`, else None."""
         ...
-
-
-def multiply(weight: Chunked, x: Float[Tensor, "*T I"]) -> Float[Tensor, "*T O"]:
-    """Return x W^T in the dtype of `x`, with a gradient for `x` if it needs one."""
-    flat = x.reshape(-1, x.shape[-1])
-    if flat.requires_grad and torch.is_grad_enabled():
-        y: Tensor = _Multiply.apply(flat, weight)  # type: ignore[no-untyped-call]  # torch
-    else:
-        direct = weight.direct(flat)
-        y = _unpacked(weight, flat) if direct is None else direct
-    return y.view(*x.shape[:-1], weight.shape[0])
 
 
 def dequantize(weight: Chunked, dtype: torch.dtype) -> Float[Tensor, "O I"]:
@@ -92,45 +80,15 @@ def bfloat16_is_fast() -> bool:
     return bool(native.multiplies_bfloat16())
 
 
-def _work_dtype(x: Float[Tensor, "T _"]) -> torch.dtype:
+def work_dtype(x: Float[Tensor, "T _"]) -> torch.dtype:
+    """Return the dtype in which rows are multiplied soonest."""
     if x.shape[0] <= _FEW_ROWS or prefers_float32(x):
         return torch.promote_types(x.dtype, torch.float32)
     return x.dtype
 
 
-def _unpacked(weight: Chunked, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
-    wide = x.to(_work_dtype(x))
-    y = wide.new_empty(x.shape[0], weight.shape[0])
-    with torch.no_grad():
-        for start, stop in row_chunks(weight.shape, _chunk_weights(x)):
-            torch.mm(wide, weight.chunk(start, stop, wide.dtype).t(), out=y[:, start:stop])
-    return y.to(x.dtype)
-
-
-def _chunk_weights(x: Float[Tensor, "T _"]) -> int:
-    return _CHUNK_WEIGHTS if x.shape[0] <= _MANY_ROWS else _MAX_CHUNK_WEIGHTS
-
-
-class _Multiply(torch.autograd.Function):
-    """x W^T whose backward pass dequantises W again instead of saving it."""
-
-    @staticmethod
-    def forward(  # type: ignore[explicit-override]  # typing.override is Python 3.12
-        ctx: Any, x: Tensor, weight: Chunked
-    ) -> Tensor:
-        ctx.weight = weight
-        return _unpacked(weight, x)  # the product whose gradient is taken, to the last bit
-
-    @staticmethod
-    @once_differentiable
-    def backward(  # type: ignore[explicit-override]  # typing.override is Python 3.12
-        ctx: Any, grad_y: Tensor
-    ) -> tuple[Tensor, None]:
-        weight: Chunked = ctx.weight
-        # Partial sums over chunks are added in float32 and rounded once.
-        wide = grad_y.to(_work_dtype(grad_y))
-        dtype = torch.promote_types(grad_y.dtype, torch.float32)
-        grad_x = grad_y.new_zeros((grad_y.shape[0], weight.shape[1]), dtype=dtype)
-        for start, stop in row_chunks(weight.shape, _chunk_weights(grad_y)):
-            grad_x += wide[:, start:stop] @ weight.chunk(start, stop, wide.dtype)
-        return grad_x.to(grad_y.dtype), None
+def many_row_chunks(weight: Chunked, x: Float[Tensor, "T _"]) -> Iterator[tuple[int, int]]:
+    """Cut a matrix into chunks that suit so many rows."""
+    return row_chunks(
+        weight.shape, _CHUNK_WEIGHTS if x.shape[0] <= _MANY_ROWS else _MAX_CHUNK_WEIGHTS
+    )

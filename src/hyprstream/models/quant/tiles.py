@@ -24,6 +24,7 @@ from jaxtyping import BFloat16, Float, Int, UInt8
 from torch import Tensor
 
 from hyprstream.models.quant import products
+from hyprstream.models.quant.differentiable import multiply
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ class TiledWeight:
 
     def matmul(self, x: Float[Tensor, "*T I"]) -> Float[Tensor, "*T O"]:
         """Return x W^T in the dtype of `x`, differentiable in `x`."""
-        return products.multiply(self, x)
+        return multiply(self, x)
 
     def dequantize(self, dtype: torch.dtype) -> Float[Tensor, "O I"]:
         """Return the matrix."""
