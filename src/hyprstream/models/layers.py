@@ -48,7 +48,7 @@ class Linear:
     ) -> Float[Tensor, "T O"]:
         """Apply the layer to each row, or compute some of its outputs (`Weight.span`)."""
         if outputs is None:
-            together = _with_factors([self], lora, x)
+            together = _with_factors([self], lora, x) if torch.is_grad_enabled() else None
             return self.added(self.weight.matmul(x), x, lora) if together is None else together[0]
         y = self.weight.span(outputs.start, outputs.stop).matmul(x)
         if self.bias is not None:
@@ -87,9 +87,10 @@ def apply_all(
     linears: Sequence[Linear], x: Float[Tensor, "T I"], lora: LoraView | None
 ) -> list[Float[Tensor, "T _"]]:
     """Apply up to three layers to the same rows, in one product where the kernel can."""
-    together = _with_factors(linears, lora, x)
-    if together is not None:
-        return together
+    if torch.is_grad_enabled():
+        together = _with_factors(linears, lora, x)
+        if together is not None:
+            return together
     products = multiply_all([linear.weight for linear in linears], x)
     if products is None:
         return [linear(x, lora) for linear in linears]
@@ -106,10 +107,10 @@ def _with_factors(
 ) -> list[Float[Tensor, "T _"]] | None:
     """Apply layers and the adapter's products in one step of autograd.
 
-    None where no gradient is wanted, or something else is added to a layer.
+    None where something else is added to a layer. For where gradients may be wanted.
     """
     factors = None
-    if torch.is_grad_enabled() and isinstance(lora, Factored):
+    if isinstance(lora, Factored):
         factors = lora.factors([linear.path for linear in linears])
     if factors is None:
         return None
@@ -149,7 +150,7 @@ class RMSNorm:
 
     def __call__(self, x: Float[Tensor, "... C"]) -> Float[Tensor, "... C"]:
         """Normalise the last dimension."""
-        if kernel_has_gradient(x):
+        if x.requires_grad and kernel_has_gradient(x):
             return normalised(x, self.scale, self.eps)
         y = native.rms_norm(x, self.scale, self.eps)
         if y is not None:
@@ -239,8 +240,11 @@ class GatedMLP:
     def __call__(self, x: Float[Tensor, "T C"], lora: LoraView | None) -> Float[Tensor, "T C"]:
         """Apply the feed-forward part to each row."""
         gate, up = apply_all(self.inputs, x, lora)
-        together = _with_factors([self.down], lora, gate, up, origin=self._gated)
-        return self.down(self._act(gate, up), lora) if together is None else together[0]
+        if torch.is_grad_enabled():
+            together = _with_factors([self.down], lora, gate, up, origin=self._gated)
+            if together is not None:
+                return together[0]
+        return self.down(self._act(gate, up), lora)
 
 
 @runtime_checkable

@@ -148,7 +148,7 @@ def rotate(
 
     `roll` brings each channel its partner; the sign of the turn is in `sin`.
     """
-    if kernel_has_gradient(x) and cos.dtype == x.dtype:
+    if x.requires_grad and kernel_has_gradient(x) and cos.dtype == x.dtype:
         return rotated(x, cos, sin)
     y = native.rotate(x, cos, sin)
     if y is not None:
