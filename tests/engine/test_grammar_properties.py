@@ -64,9 +64,9 @@ _LEAVES = st.one_of(
     st.sampled_from([{"type": "boolean"}, {"type": "null"}]),
     st.integers(-50, 50).map(lambda low: {"type": "integer", "minimum": low, "maximum": low + 20}),
     st.integers(0, 5).map(lambda low: {"type": "string", "minLength": low, "maxLength": low + 3}),
-    st.lists(st.text('ab"\\/\n', max_size=3) | st.integers() | st.none(), min_size=1).map(
-        lambda values: {"enum": values}
-    ),
+    st.lists(
+        st.text('ab"\\/\n', max_size=3) | st.integers(-(2**53), 2**53) | st.none(), min_size=1
+    ).map(lambda values: {"enum": values}),
 )
 _SCHEMAS = st.recursive(
     _LEAVES,
