@@ -360,6 +360,25 @@ def test_a_tool_whose_schema_is_no_json_is_refused_by_name(value):
         tool_call_grammar({"odd": {"const": value}})
 
 
+@pytest.mark.parametrize("schema", [
+    {"enum": [1, 2**53 + 1]},
+    {"type": "object", "properties": {"enum": {"const": -(2**60)}}},
+    {"anyOf": [{"type": "null"}, {"const": [{"deep": 2**64}]}]},
+])  # fmt: skip
+def test_values_that_would_be_written_as_others_are_refused(compiler, schema):
+    grammar = Grammar(kind="json_schema", text=json.dumps(schema))
+    with pytest.raises(InvalidRequestError, match="not told from their neighbours"):
+        compiler.compile(grammar)
+    with pytest.raises(InvalidRequestError, match="not told from their neighbours"):
+        tool_call_grammar({"tool": schema})
+
+
+def test_wide_bounds_are_no_values(compiler):
+    bounded = {"type": "integer", "minimum": -(2**60), "maximum": 2**60}
+    schema = {"type": "object", "properties": {"enum": bounded, "const": {"enum": [2**53]}}}
+    compiler.compile(Grammar(kind="json_schema", text=json.dumps(schema)))
+
+
 def test_a_call_of_no_tool_is_refused():
     with pytest.raises(InvalidRequestError, match="there are no tools"):
         tool_call_grammar({})

@@ -8,7 +8,8 @@ of the vocabulary that the grammar admits. Here a grammar is checked, built and 
  - Control and end tokens are no text. A Lark grammar may name them, as `<|im_end|>`.
  - Between the parts of JSON up to 40 blanks may stand, no more: small models else go on
    with blanks forever. JSON schemas are read as llguidance does, which refuses the keywords
-   that it does not enforce; properties come in the order in which the schema has them.
+   that it does not enforce; properties come in the order in which the schema has them. It
+   takes numbers for doubles: values beyond 2^53 are refused, bounds are rounded.
  - Regular expressions are those of Rust's regex crate, matched as a whole, `\d` is 0 to 9.
 """
 
@@ -29,6 +30,9 @@ from hyprstream.errors import InvalidRequestError
 
 _NO_FORCING = '\n%llguidance {"no_forcing": true}\n'
 _ANY_OBJECT = '{"type": "object"}'
+_VALUES = frozenset({"const", "enum"})  # keywords of schemas whose values are written as they are
+_NAMES = frozenset({"properties", "patternProperties", "$defs", "definitions"})  # name to schema
+_LARGEST_EXACT = 1 << 53
 _BLANKS = r"[\x20\x0A\x0D\x09]{1,40}"
 
 
@@ -209,11 +213,31 @@ def _lark(grammar: Grammar) -> str:
 def _schema(text: str) -> str:
     """Write a schema anew, so that it is JSON for sure, with our default for blanks."""
     schema = json.loads(text)
+    _check_values(schema)
     if isinstance(schema, dict):
         options = schema.get("x-guidance", {})
         if isinstance(options, dict):
             schema["x-guidance"] = {"whitespace_pattern": _BLANKS} | options
     return json.dumps(schema, allow_nan=False)
+
+
+def _check_values(schema: object) -> None:
+    """Refuse what would be written as another number: llguidance takes numbers for doubles."""
+    left: list[tuple[object, str]] = [(schema, "")]  # parts, and the keywords that they stand under
+    while left:
+        part, under = left.pop()
+        if isinstance(part, dict):
+            for key, each in part.items():
+                # What is a name here is no keyword, and all within a value is part of it.
+                left.append((each, under if under in _VALUES else "" if under in _NAMES else key))
+        elif isinstance(part, list):
+            left += [(each, under) for each in part]
+        elif under in _VALUES and isinstance(part, int) and abs(part) > _LARGEST_EXACT:
+            raise InvalidRequestError(
+                f"a schema names the value {part}, and integers beyond {_LARGEST_EXACT} are not "
+                "told from their neighbours",
+                hint="Name it as a string, or give a range instead.",
+            )
 
 
 def _refused(grammar: Grammar, why: str) -> InvalidRequestError:
