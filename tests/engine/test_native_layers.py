@@ -98,18 +98,22 @@ class Server:
 
 def bank_of(model: Decoder, luck: random.Random) -> LoraBank:
     """Three adapters of various ranks, on various layers."""
-    bank = LoraBank(model.linears, num_slots=3, max_rank=4, dtype=model.dtype, device=CPU)
+    bank = LoraBank(model.linears, num_slots=3, max_rank=9, dtype=model.dtype, device=CPU)
     for slot in (1, 2, 3):
-        generator = torch.Generator().manual_seed(luck.randrange(1 << 30))
-        rank = luck.randint(1, 4)
-        modules = {}
-        for path, (outputs, inputs) in model.linears.items():
-            if path.startswith("layers.") and luck.random() < 0.7:
-                a = torch.randn(inputs, rank, generator=generator) * 0.3
-                b = torch.randn(rank, outputs, generator=generator) * 0.3
-                modules[path] = LowRank(a.to(model.dtype), b.to(model.dtype))
-        bank.write(slot, LoraWeights(modules))
+        bank.write(slot, random_weights(model, luck))
     return bank
+
+
+def random_weights(model: Decoder, luck: random.Random) -> LoraWeights:
+    generator = torch.Generator().manual_seed(luck.randrange(1 << 30))
+    rank = luck.randint(1, 9)
+    modules = {}
+    for path, (outputs, inputs) in model.linears.items():
+        if path.startswith("layers.") and luck.random() < 0.7:
+            a = torch.randn(inputs, rank, generator=generator) * 0.3
+            b = torch.randn(rank, outputs, generator=generator) * 0.3
+            modules[path] = LowRank(a.to(model.dtype), b.to(model.dtype))
+    return LoraWeights(modules)
 
 
 def layer_by_layer(batch: ForwardBatch) -> ForwardBatch:
@@ -151,6 +155,8 @@ def test_bits_are_those_of_layer_by_layer(
                 assert is_native(model, ours)
                 expected = model.forward(layer_by_layer(theirs))
                 assert torch.equal(model.forward(ours), expected)
+            if bank is not None:  # slots are written anew, and stacks grow, between steps
+                bank.write(luck.randint(1, 3), random_weights(model, luck))
     finally:
         torch.set_num_threads(before)
 

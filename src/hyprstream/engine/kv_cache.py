@@ -71,10 +71,12 @@ class SequenceCache(ReadsPlaces):
         )
 
     @override
-    def reads(self, num_tokens: int) -> NativeReads | None:
+    def reads(self, rows: Float[Tensor, "T C"]) -> NativeReads | None:
         """Return where keys and values lie; None where torch attends faster."""
+        num_tokens, dtype = len(rows), self._keys[0].dtype
         if num_tokens > native.MAX_QUERIES:
             return None
+        assert rows.dtype == dtype, f"rows are {rows.dtype}, keys {dtype}"
         end = self._length + num_tokens
         layers = [self._grown(layer, end) for layer in range(len(self._keys))]
         self._stretch = _Stretch(layers, self._length, num_tokens)  # holds what the kernels read

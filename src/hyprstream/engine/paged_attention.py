@@ -83,9 +83,10 @@ class PagedAttention(ReadsPlaces):
         }
 
     @override
-    def reads(self, num_tokens: int) -> NativeReads | None:
+    def reads(self, rows: Float[Tensor, "T C"]) -> NativeReads | None:
         """Return where keys and values lie; None unless the kernel attends for all rows."""
-        assert num_tokens == len(self._places), f"{num_tokens} tokens in {len(self._places)} places"
+        assert len(rows) == len(self._places), f"{len(rows)} tokens in {len(self._places)} places"
+        assert rows.dtype == self._cache.dtype, f"rows are {rows.dtype}, keys {self._cache.dtype}"
         shares = next(iter(self._shares.values()))  # which do not depend on the window, then
         if len(shares) > 1 or not isinstance(shares[0], NativeShare):
             return None

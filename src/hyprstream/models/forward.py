@@ -35,13 +35,13 @@ class ReadsPlaces(ABC):
     """An `Attention` whose keys and values the native kernels may read and write themselves."""
 
     @abstractmethod
-    def reads(self, num_tokens: int) -> NativeReads | None:
+    def reads(self, rows: Float[Tensor, "T C"]) -> NativeReads | None:
         """Return where those of a step lie; None where some of its rows are not for the kernels.
 
         The memory is there for as long as this object is, or until the next step.
 
         Args:
-            num_tokens: Tokens of the step.
+            rows: Any that have the number and the dtype of the step's.
         """
 
 

@@ -89,7 +89,7 @@ class NativeLayers:
             return None
         if not isinstance(batch.attention, ReadsPlaces):
             return None
-        reads, adapters = batch.attention.reads(num_rows), None
+        reads, adapters = batch.attention.reads(x), None
         if reads is None:
             return None
         if batch.lora is not None:
