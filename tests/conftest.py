@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
 from jaxtyping import install_import_hook
 
 import tests.typecheck  # noqa: F401  # the hook names it and expects it loaded
@@ -16,15 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-settings.register_profile("quick", max_examples=40)
-
 _hook = install_import_hook("hyprstream", "tests.typecheck.checked")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Try properties that name no number by 40 examples in `make test`, 100 in `make test-all`."""
-    if config.getoption("markexpr") == "not slow":
-        settings.load_profile("quick")
 
 
 @pytest.fixture(autouse=True)
