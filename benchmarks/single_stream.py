@@ -18,11 +18,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks.models import default_model, expanded_folder, qwen3_folder, qwen3_gguf
-from benchmarks.vllm_peer import ENVIRONMENT, vllm_python
+from benchmarks.vllm_peer import ENVIRONMENT, tell_if_left_out, vllm_python
 
 THREADS = os.environ.get("HYPRSTREAM_BENCH_THREADS", "1")
 PARTS = os.environ.get("HYPRSTREAM_BENCH_PARTS", "stored,expanded,qwen3").split(",")
-VLLM = vllm_python()
 SPEEDS = ("prefill_tokens_per_s", "decode_tokens_per_s")
 
 
@@ -43,9 +42,9 @@ def measure(run: Run) -> dict[str, float] | None:
     """Measure in a process of its own; None where a peer fails, which is reported and no more."""
     environment = {**os.environ, "OMP_NUM_THREADS": THREADS, "HF_HUB_OFFLINE": "1"}
     python = sys.executable
-    if run.engine == "vllm" and VLLM:
+    if run.engine == "vllm":
         environment |= ENVIRONMENT
-        python = VLLM
+        python = vllm_python() or python
     command = [python, "-m", "benchmarks.worker", run.engine, str(run.file), run.option]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode and run.engine == "hyprstream":
@@ -95,6 +94,7 @@ def main(rounds: int) -> None:
     has_llama_cpp = find_spec("llama_cpp") is not None
     if not has_llama_cpp:
         print("llama-cpp-python is not installed: its rows are left out", file=sys.stderr)
+    tell_if_left_out()
 
     def llama(file: Path) -> list[Run]:
         return [Run("llama.cpp", file, file.stem)] if has_llama_cpp else []
@@ -115,13 +115,13 @@ def main(rounds: int) -> None:
 
 
 def vllm(folder: Path) -> list[Run]:
-    return [Run("vllm", folder, "bfloat16")] if VLLM else []
+    return [Run("vllm", folder, "bfloat16")] if vllm_python() else []
 
 
 def expanded(smol: Path, rounds: int) -> None:
     """The default model with dense weights, which vLLM reads as SafeTensors."""
     with tempfile.TemporaryDirectory() as temporary:
-        dense = vllm(expanded_folder(smol, Path(temporary))) if VLLM else []
+        dense = vllm(expanded_folder(smol, Path(temporary))) if vllm_python() else []
         table(
             "SmolLM2-135M-Instruct, expanded to bfloat16",
             [

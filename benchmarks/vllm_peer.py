@@ -33,11 +33,13 @@ ENVIRONMENT = {
 
 
 def vllm_python() -> str | None:
-    """The interpreter that has vLLM; says where there is none that its rows are left out."""
-    python = os.environ.get("HYPRSTREAM_BENCH_VLLM")
-    if not python:
+    """The interpreter that has vLLM, if one is named."""
+    return os.environ.get("HYPRSTREAM_BENCH_VLLM") or None
+
+
+def tell_if_left_out() -> None:
+    if vllm_python() is None:
         print("HYPRSTREAM_BENCH_VLLM is not set: vLLM's rows are left out", file=sys.stderr)
-    return python or None
 
 
 class VllmEngine:
