@@ -32,7 +32,7 @@ TENANTS = ("alder", "birch", "cedar")
 _QUARTERS = 4
 _FACTS = 30  # of a tenant and a quarter
 _NOW = 0.75  # share of questions about the facts of the time
-_THINK_S = 2.0
+_THINK_S = 5.0
 # Shorter than a block of the cache: a beginning that is taken from it may round otherwise.
 _PROBES = ("The old archive is", "Once there was a", "Two plus two is")
 
