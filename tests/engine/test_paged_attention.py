@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hyprstream.engine.kept import Dense
 from hyprstream.engine.native_attention import NativeAttention
 from hyprstream.engine.paged_attention import PagedAttention
 from hyprstream.engine.paged_cache import PagedCache, block_bytes
@@ -232,7 +233,7 @@ def test_the_kernel_equals_float64_whatever_the_shape_and_the_company(
     rows = [row(i, start, count, blocks[i]) for i, (start, count) in enumerate(lengths)]
     num_queries = sum(count for _, count in lengths)
     q = torch.randn(num_queries, kv_heads * group, width, generator=generator).to(dtype)
-    ours = native.share(rows, slice(0, num_queries), 8).attend(layer, q, keys, values)
+    ours = native.share(rows, slice(0, num_queries), 8).attend(layer, q, Dense(keys, values))
     begin = 0
     for one in rows:
         tokens = slice(begin, begin + len(one.token_ids))
@@ -244,7 +245,7 @@ def test_the_kernel_equals_float64_whatever_the_shape_and_the_company(
         rtol, atol = (1e-4, 1e-4) if dtype == torch.float32 else (0.02, 0.01)
         torch.testing.assert_close(ours[tokens].double(), expected, rtol=rtol, atol=atol)
         alone = native.share([one], slice(0, len(one.token_ids)), 8)
-        assert torch.equal(alone.attend(layer, q[tokens], keys, values), ours[tokens])
+        assert torch.equal(alone.attend(layer, q[tokens], Dense(keys, values)), ours[tokens])
 
 
 @needs_kernels
@@ -259,7 +260,7 @@ def test_numbers_that_are_none_come_out_as_such(bad):
     keys[3] = bad
     q = torch.ones(1, HEADS, WIDTH)
     share = native.share([row(0, 9, 1, [0, 1])], slice(0, 1), 8)
-    assert torch.isnan(share.attend(layer, q, keys, values)).all()
+    assert torch.isnan(share.attend(layer, q, Dense(keys, values))).all()
 
 
 def test_widths_that_the_kernel_does_not_take_are_left_to_torch():

@@ -1,0 +1,30 @@
+// Attention over tiles in 8 bits with vectors of 32 bytes, two for sixteen places: for the files
+// that say how these are multiplied. Those define TARGET and half_dot(sums, u, s).
+
+#include "attention_codes.h"
+
+namespace {
+
+INLINE TARGET VecInts dot(VecInts sums, VecBytes u, VecBytes s) {
+    __m256i sum[2], first[2], second[2];
+    std::memcpy(sum, &sums, sizeof sums);
+    std::memcpy(first, &u, sizeof u);
+    std::memcpy(second, &s, sizeof s);
+    for (int i = 0; i < 2; ++i) sum[i] = half_dot(sum[i], first[i], second[i]);
+    std::memcpy(&sums, sum, sizeof sums);
+    return sums;
+}
+
+INLINE TARGET Vec fused(Vec a, Vec b, Vec c) {
+    __m256 x[2], y[2], z[2];
+    std::memcpy(x, &a, sizeof a);
+    std::memcpy(y, &b, sizeof b);
+    std::memcpy(z, &c, sizeof c);
+    for (int i = 0; i < 2; ++i) z[i] = _mm256_fmadd_ps(x[i], y[i], z[i]);
+    std::memcpy(&c, z, sizeof c);
+    return c;
+}
+
+}  // namespace
+
+#include "attention_codes_tiles.h"
