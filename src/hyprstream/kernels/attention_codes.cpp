@@ -25,6 +25,10 @@ INLINE Vec fused(Vec a, Vec b, Vec c) {
     return c;
 }
 
+INLINE void put_low(VecBits x, uint8_t* y) {
+    for (int64_t i = 0; i < kVec; ++i) y[i] = static_cast<uint8_t>(x[i]);
+}
+
 }  // namespace
 
 #include "attention_codes_tiles.h"

@@ -14,6 +14,10 @@ INLINE AVX512 VecInts dot(VecInts sums, VecBytes u, VecBytes s) {
 
 INLINE AVX512 Vec fused(Vec a, Vec b, Vec c) { return (Vec)_mm512_fmadd_ps((__m512)a, b, c); }
 
+INLINE AVX512 void put_low(VecBits x, uint8_t* y) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(y), _mm512_cvtepi32_epi8((__m512i)x));
+}
+
 }  // namespace
 
 #include "attention_codes_tiles.h"

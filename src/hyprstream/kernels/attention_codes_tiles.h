@@ -3,6 +3,7 @@
 //     TARGET             which instructions they are compiled for
 //     dot(sums, u, s)    sums and the products of four bytes each, those of `u` without a sign
 //     fused(a, b, c)     a * b + c, rounded once
+//     put_low(x, y)      the low bytes of sixteen numbers
 
 #include "attention_codes.h"
 
@@ -88,17 +89,18 @@ INLINE TARGET float largest_bits(VecBits x) {
 }
 
 // Some neighbouring tiles, of one key head.
+template <int kTiles>
 struct Span {
-    const uint8_t* tiles[kSpan];
-    int64_t count;
+    const uint8_t* tiles[kTiles];
 };
 
 // Shares times the scales of one group of values: codes, and what one of a code stands for.
-INLINE TARGET float round_shares(const Span& span, const float* shares, int64_t scales_at,
+template <int kTiles>
+INLINE TARGET float round_shares(const Span<kTiles>& span, const float* shares, int64_t scales_at,
                                  uint8_t* codes) {
-    Vec weights[kSpan];
+    Vec weights[kTiles];
     VecBits most = {};
-    for (int64_t t = 0; t < span.count; ++t) {
+    for (int t = 0; t < kTiles; ++t) {
         const Vec share = load(shares + t * kPlaces);
         const Vec scale = load(reinterpret_cast<const Bfloat16*>(span.tiles[t] + scales_at));
         weights[t] = share != 0 ? share * scale : Vec{};
@@ -108,30 +110,28 @@ INLINE TARGET float round_shares(const Span& span, const float* shares, int64_t 
     }
     const float largest = largest_bits(most);
     const float inverse = largest > 0x1p-100f ? kLargestShare / largest : 0.0f;
-    for (int64_t t = 0; t < span.count; ++t) {
+    for (int t = 0; t < kTiles; ++t) {
         // Adding 1.5 * 2^23 rounds to the nearest integer, which then lies in the low bits.
         const Vec shifted = fused(weights[t], every(inverse), every(0x1.8p23f));
         VecBits bits;
         std::memcpy(&bits, &shifted, sizeof bits);
-        typedef uint8_t Bytes __attribute__((vector_size(16)));
-        const Bytes low = __builtin_convertvector(bits, Bytes);
-        std::memcpy(codes + t * kPlaces, &low, sizeof low);
+        put_low(bits, codes + t * kPlaces);
     }
     return largest * (1.0f / kLargestShare);
 }
 
 // Adds a group of the values of some tiles to `kHeads` heads.
-template <int kHeads>
-INLINE TARGET void mix_group(const CodeShape& shape, const Span& span, int64_t g,
+template <int kHeads, int kTiles>
+INLINE TARGET void mix_group(const CodeShape& shape, const Span<kTiles>& span, int64_t g,
                              const float* shares, int64_t room, float* mixed) {
-    uint8_t codes[kHeads][kSpan * kPlaces];
+    uint8_t codes[kHeads][kTiles * kPlaces];
     float steps[kHeads];
     const int64_t scales_at = shape.code_bytes() + g * kPlaces * 2;
     for (int h = 0; h < kHeads; ++h)
         steps[h] = round_shares(span, shares + h * room, scales_at, codes[h]);
     VecInts sums[kHeads][2];
     for (int h = 0; h < kHeads; ++h) sums[h][0] = sums[h][1] = VecInts{};
-    for (int64_t t = 0; t < span.count; ++t) {
+    for (int t = 0; t < kTiles; ++t) {
 #pragma GCC unroll 4
         for (int64_t quad = 0; quad < kPlaces / 4; ++quad) {
             const uint8_t* values = span.tiles[t] + (quad * shape.width + g * kCodeGroup) * 4;
@@ -153,9 +153,9 @@ INLINE TARGET void mix_group(const CodeShape& shape, const Span& span, int64_t g
     }
 }
 
-template <int kHeads>
-INLINE TARGET void mix_span(const CodeShape& shape, const Span& span, const float* shares,
-                            int64_t room, float* mixed) {
+template <int kHeads, int kTiles>
+INLINE TARGET void mix_heads(const CodeShape& shape, const Span<kTiles>& span,
+                             const float* shares, int64_t room, float* mixed) {
     for (int64_t g = 0; g < shape.groups(); ++g)
         mix_group<kHeads>(shape, span, g, shares, room, mixed);
 }
@@ -182,32 +182,40 @@ TARGET void score_tiles(const CodeShape& shape, const CodeQuery& query, const ui
     }
 }
 
+// The first `kTiles` of some tiles, of which so many are there.
+template <int kTiles>
+INLINE TARGET void mix_span(const CodeShape& shape, const float* shares, const uint8_t* values,
+                            const int64_t* tiles, int64_t num_tiles, int64_t room, float* mixed) {
+    const int64_t group = shape.heads / shape.kv_heads;
+    for (int64_t head = 0; head < shape.heads;) {
+        const int64_t at = head / group * shape.head_bytes();
+        Span<kTiles> span;
+        for (int64_t i = 0; i < kTiles; ++i) {
+            span.tiles[i] = values + tiles[i] * shape.tile_bytes() + at;
+            if (head % group == 0 && i + kSpan < num_tiles)
+                fetch(values + tiles[i + kSpan] * shape.tile_bytes() + at, shape.head_bytes());
+        }
+        const float* share = shares + head * room;
+        float* to = mixed + head * shape.width;
+        const int64_t left = group - head % group;
+        switch (left) {
+            case 1: mix_heads<1>(shape, span, share, room, to); break;
+            case 2: mix_heads<2>(shape, span, share, room, to); break;
+            case 3: mix_heads<3>(shape, span, share, room, to); break;
+            default: mix_heads<kMostHeads>(shape, span, share, room, to);
+        }
+        head += left < kMostHeads ? left : kMostHeads;
+    }
+}
+
 TARGET void mix_tiles(const CodeShape& shape, const float* shares, const uint8_t* values,
                       const int64_t* tiles, int64_t num_tiles, float* mixed) {
-    const int64_t group = shape.heads / shape.kv_heads, room = num_tiles * kPlaces;
-    for (int64_t t = 0; t < num_tiles; t += kSpan) {
-        for (int64_t head = 0; head < shape.heads;) {
-            const int64_t at = head / group * shape.head_bytes();
-            Span span;
-            span.count = num_tiles - t < kSpan ? num_tiles - t : kSpan;
-            for (int64_t i = 0; i < span.count; ++i) {
-                span.tiles[i] = values + tiles[t + i] * shape.tile_bytes() + at;
-                const int64_t ahead = t + i + kSpan;
-                if (head % group == 0 && ahead < num_tiles)
-                    fetch(values + tiles[ahead] * shape.tile_bytes() + at, shape.head_bytes());
-            }
-            const float* share = shares + head * room + t * kPlaces;
-            float* to = mixed + head * shape.width;
-            const int64_t left = group - head % group;
-            switch (left) {
-                case 1: mix_span<1>(shape, span, share, room, to); break;
-                case 2: mix_span<2>(shape, span, share, room, to); break;
-                case 3: mix_span<3>(shape, span, share, room, to); break;
-                default: mix_span<kMostHeads>(shape, span, share, room, to);
-            }
-            head += left < kMostHeads ? left : kMostHeads;
-        }
-    }
+    const int64_t room = num_tiles * kPlaces;
+    int64_t t = 0;
+    for (; t + kSpan <= num_tiles; t += kSpan)
+        mix_span<kSpan>(shape, shares + t * kPlaces, values, tiles + t, num_tiles - t, room, mixed);
+    for (; t < num_tiles; ++t)
+        mix_span<1>(shape, shares + t * kPlaces, values, tiles + t, num_tiles - t, room, mixed);
 }
 
 }  // namespace
