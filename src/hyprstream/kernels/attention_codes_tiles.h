@@ -10,7 +10,6 @@
 namespace {
 
 constexpr int kMostHeads = 4;           // that read a key at a time
-constexpr int64_t kFetchedTiles = 2;    // how far ahead
 constexpr int64_t kQuads = kCodeGroup / 4;
 constexpr float kLargestShare = 255.0f;
 
@@ -160,14 +159,25 @@ INLINE TARGET void mix_heads(const CodeShape& shape, const Span<kTiles>& span,
         mix_group<kHeads>(shape, span, g, shares, room, mixed);
 }
 
+// Fetches what is read some kAhead bytes later, where heads of `tiles` are read one after the
+// other, those of `kTiles` tiles at a time.
+template <int kTiles>
+INLINE TARGET void fetch_ahead(const CodeShape& shape, const uint8_t* memory, const int64_t* tiles,
+                               int64_t num_tiles, int64_t head) {
+    const int64_t bytes = shape.head_bytes(), later = head + (kAhead / kTiles + bytes - 1) / bytes;
+    const int64_t first = later / shape.kv_heads * kTiles;
+    for (int64_t t = first; t < first + kTiles && t < num_tiles; ++t)
+        fetch(memory + tiles[t] * shape.tile_bytes() + later % shape.kv_heads * bytes, bytes);
+}
+
 TARGET void score_tiles(const CodeShape& shape, const CodeQuery& query, const uint8_t* keys,
                         const int64_t* tiles, int64_t num_tiles, float* scores) {
     const int64_t group = shape.heads / shape.kv_heads, room = num_tiles * kPlaces;
     for (int64_t t = 0; t < num_tiles; ++t) {
-        const int64_t next = tiles[t + kFetchedTiles < num_tiles ? t + kFetchedTiles : t];
         for (int64_t head = 0; head < shape.heads;) {
             const int64_t at = head / group * shape.head_bytes();
-            if (head % group == 0) fetch(keys + next * shape.tile_bytes() + at, shape.head_bytes());
+            if (head % group == 0)
+                fetch_ahead<1>(shape, keys, tiles + t, num_tiles - t, head / group);
             const uint8_t* tile = keys + tiles[t] * shape.tile_bytes() + at;
             float* to = scores + head * room + t * kPlaces;
             const int64_t left = group - head % group;
@@ -190,11 +200,10 @@ INLINE TARGET void mix_span(const CodeShape& shape, const float* shares, const u
     for (int64_t head = 0; head < shape.heads;) {
         const int64_t at = head / group * shape.head_bytes();
         Span<kTiles> span;
-        for (int64_t i = 0; i < kTiles; ++i) {
+        for (int64_t i = 0; i < kTiles; ++i)
             span.tiles[i] = values + tiles[i] * shape.tile_bytes() + at;
-            if (head % group == 0 && i + kSpan < num_tiles)
-                fetch(values + tiles[i + kSpan] * shape.tile_bytes() + at, shape.head_bytes());
-        }
+        if (head % group == 0)
+            fetch_ahead<kTiles>(shape, values, tiles, num_tiles, head / group);
         const float* share = shares + head * room;
         float* to = mixed + head * shape.width;
         const int64_t left = group - head % group;
