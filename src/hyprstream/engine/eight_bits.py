@@ -30,6 +30,7 @@ _QUAD = 4
 _LARGEST = 127
 _OFFSET = 128
 _LEAST = 2.0**-100
+_NONE = 0x7FC0  # a bfloat16 that is not a number
 
 
 class Parts(NamedTuple):
@@ -55,13 +56,13 @@ def quantised(
     """Return the codes of numbers, whole ones from -127 to 127, and the scales."""
     grouped = x.float().unflatten(-1, (-1, GROUP))
     most = grouped.abs().amax(dim=-1, keepdim=True)
-    bits = (most / _LARGEST).view(torch.int32)
-    scales = ((bits + 0xFFFF) & -0x10000).view(torch.float32)  # up to the next of bfloat16
-    scales = scales.masked_fill(most < _LEAST, 0.0)
-    codes = (grouped * (1.0 / scales)).round()
-    codes = codes.masked_fill((most < _LEAST) | ~most.isfinite(), 0.0)
-    scales = scales.masked_fill(~most.isfinite(), float("nan"))
-    return codes.flatten(-2), scales[..., 0].bfloat16()
+    is_zero, is_finite = most < _LEAST, most.isfinite()
+    # Bits, because what torch makes of NaN in bfloat16 depends on how many numbers there are.
+    bits = ((most / _LARGEST).view(torch.int32) + 0xFFFF) >> 16  # up to the next of bfloat16
+    bits = bits.masked_fill(is_zero, 0).masked_fill(~is_finite, _NONE)
+    scales = bits.to(torch.int16).view(torch.bfloat16)
+    codes = (grouped * (1.0 / scales.float())).round().masked_fill(is_zero | ~is_finite, 0.0)
+    return codes.flatten(-2), scales[..., 0]
 
 
 def dequantised(
