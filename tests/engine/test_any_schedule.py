@@ -242,7 +242,7 @@ def test_any_schedule_gives_the_same_tokens(model, config, num_tokens, history):
 
 @pytest.mark.timeout(180)
 @settings(
-    max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(config=configs, num_tokens=num_kv_tokens, history=histories)
 def test_any_schedule_gives_about_the_same_in_8_bits(model, config, num_tokens, history):

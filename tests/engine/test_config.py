@@ -41,6 +41,6 @@ def test_memory_may_be_given_in_bytes():
 
 def test_blocks_in_8_bits_are_of_whole_tiles():
     assert EngineConfig(kv_cache_dtype="int8", block_tokens=32).block_tokens == 32
-    with pytest.raises(InvalidSettingsError, match="engine.block_tokens is 8") as caught:
+    with pytest.raises(InvalidSettingsError, match=r"engine\.block_tokens is 8") as caught:
         EngineConfig(kv_cache_dtype="int8", block_tokens=8)
     assert "multiple of 16" in caught.value.hint

@@ -71,9 +71,7 @@ def load_bfloat16(folder: Path, storage: Storage) -> Decoder:
 class Server:
     """Sequences that grow by a few tokens in each step, in one cache."""
 
-    def __init__(
-        self, model: Decoder, num_sequences: int, kind: KvCacheDtype = "auto"
-    ) -> None:
+    def __init__(self, model: Decoder, num_sequences: int, kind: KvCacheDtype = "auto") -> None:
         self.model = model
         self.cache = PagedCache(
             model.config,

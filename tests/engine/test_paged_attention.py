@@ -219,7 +219,7 @@ def test_a_cache_takes_what_its_blocks_take(dtype):
 
 def test_heads_that_have_no_place_in_8_bits_are_refused():
     model = replace(config(AttentionConfig(scale=0.3)), head_width=48)
-    with pytest.raises(InvalidSettingsError, match="engine.kv_cache_dtype is 'int8'.* 48 wide"):
+    with pytest.raises(InvalidSettingsError, match=r"engine\.kv_cache_dtype is 'int8'.* 48 wide"):
         block_bytes(model, torch.float32, 16, "int8")
 
 

@@ -77,7 +77,7 @@ def dequantised(
 
 def key_parts(memory: UInt8[Tensor, "N K B"], width: int) -> Parts:
     """Return the parts of memory for keys of this width."""
-    codes = memory[..., : TILE * width].unflatten(-1, (width // _QUAD, TILE, _QUAD))
+    codes: Tensor = memory[..., : TILE * width].unflatten(-1, (width // _QUAD, TILE, _QUAD))
     return Parts(codes, _scales(memory, width))
 
 
@@ -88,8 +88,9 @@ def value_parts(memory: UInt8[Tensor, "N K B"], width: int) -> Parts:
 
 
 def _scales(memory: UInt8[Tensor, "N K B"], width: int) -> BFloat16[Tensor, "N K G 16"]:
-    scales: Tensor = memory[..., TILE * width :].view(torch.bfloat16)
-    return scales.unflatten(-1, (width // GROUP, TILE))
+    scales = memory[..., TILE * width :].view(torch.bfloat16)
+    by_group: Tensor = scales.unflatten(-1, (width // GROUP, TILE))
+    return by_group
 
 
 def write_keys(parts: Parts, places: Int[Tensor, " T"], k: Float[Tensor, "T K D"]) -> None:
@@ -115,7 +116,7 @@ def read_keys(
     """Return the keys of tiles, place by place."""
     signed = codes.to(torch.int16) - _OFFSET
     by_place = signed.permute(0, 3, 1, 2, 4).flatten(3)
-    return dequantised(by_place, scales.permute(0, 3, 1, 2), dtype).flatten(0, 1)
+    return _by_place(by_place, scales, dtype)
 
 
 def read_values(
@@ -123,4 +124,11 @@ def read_values(
 ) -> Float[Tensor, "L K D"]:
     """Return the values of tiles, place by place."""
     by_place = codes.permute(0, 2, 4, 1, 3).flatten(1, 2)
-    return dequantised(by_place, scales.permute(0, 3, 1, 2), dtype).flatten(0, 1)
+    return _by_place(by_place, scales, dtype)
+
+
+def _by_place(
+    codes: Tensor, scales: BFloat16[Tensor, "N K G 16"], dtype: torch.dtype
+) -> Float[Tensor, "L K D"]:
+    numbers = dequantised(codes, scales.permute(0, 3, 1, 2), dtype)
+    return numbers.flatten(0, 1)

@@ -146,7 +146,9 @@ class EightBits(Kept):
     def stretch(self, places: slice) -> tuple[Float[Tensor, "L K D"], Float[Tensor, "L K D"]]:
         first, last = places.start // eight_bits.TILE, -(-places.stop // eight_bits.TILE)
         keys, values = self._read(slice(first, last))
-        within = slice(places.start - first * eight_bits.TILE, places.stop - first * eight_bits.TILE)
+        within = slice(
+            places.start - first * eight_bits.TILE, places.stop - first * eight_bits.TILE
+        )
         return keys[within], values[within]
 
     @override
@@ -158,6 +160,7 @@ class EightBits(Kept):
         return self._read(tiles.flatten())
 
     def _read(self, tiles: slice | Tensor) -> tuple[Tensor, Tensor]:
-        keys = eight_bits.read_keys(*(part[tiles] for part in self._key_parts), self._dtype)
-        values = eight_bits.read_values(*(part[tiles] for part in self._value_parts), self._dtype)
+        k, v = self._key_parts, self._value_parts
+        keys = eight_bits.read_keys(k.codes[tiles], k.scales[tiles], self._dtype)
+        values = eight_bits.read_values(v.codes[tiles], v.scales[tiles], self._dtype)
         return keys, values

@@ -34,7 +34,9 @@ class NativeAttention:
         in_codes: Whether that keeps keys and values in 8 bits.
     """
 
-    def __init__(self, kernels: Kernels, kind: Kind, config: ModelConfig, in_codes: bool) -> None:
+    def __init__(
+        self, kernels: Kernels, kind: Kind, config: ModelConfig, *, in_codes: bool
+    ) -> None:
         self._kernels = kernels
         self._kind = kind
         self._heads = config.num_heads, config.num_kv_heads, config.head_width
@@ -47,7 +49,9 @@ class NativeAttention:
         if cache.device.type != "cpu" or kind is None or config.head_width % _WIDTH_STEP:
             return None
         kernels = open_kernels()
-        return None if kernels is None else cls(kernels, kind, config, cache.kind == "int8")
+        return (
+            None if kernels is None else cls(kernels, kind, config, in_codes=cache.kind == "int8")
+        )
 
     def share(self, rows: Sequence[Row], tokens: slice, block_tokens: int) -> "NativeShare":
         """Work out, once for all layers, where the keys of neighbours lie.

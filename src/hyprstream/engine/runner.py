@@ -74,7 +74,7 @@ class ModelRunner(Generic[Weights]):
     depend on how it is cut into rows, on its blocks, or on the other rows of its steps.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a runner joins
         self,
         model: Decoder,
         bank: Bank[Weights] | None,
