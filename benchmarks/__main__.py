@@ -14,10 +14,12 @@ from benchmarks import (
     learning,
     products,
     server_load,
+    shakespeare,
     single_stream,
     sparsity,
     start_up,
     store,
+    tenants,
     training,
     vdb,
 )
@@ -37,7 +39,9 @@ BENCHMARKS = {
     "http_layer": http_layer.main,
     "server_load": server_load.main,
     "learning": learning.main,
+    "shakespeare": shakespeare.main,
     "forgetting": forgetting.main,
+    "tenants": tenants.main,
     "adaptation": adaptation.main,
     "flight": flight.main,
 }

@@ -1,7 +1,9 @@
-"""Many requests at a time, with and without adapters, beside transformers + PEFT and llama.cpp.
+"""Many requests at a time, also with adapters, beside transformers + PEFT, llama.cpp and vLLM.
 
 Each measurement is a process of its own with one thread; the engines take turns, round
-after round, and a ratio is taken within each round.
+after round, and a ratio is taken within each round. vLLM takes part where
+`HYPRSTREAM_BENCH_VLLM` names an interpreter that has it; `HYPRSTREAM_BENCH_PARTS` chooses among
+`speeds,vllm,overhead`, of which `vllm` is itself and us alone.
 """
 
 import json
@@ -9,18 +11,33 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.engine_cases import CASES, NEW_TOKENS, PROMPT_TOKENS, QUERY_VALUE, RANK, Case
-from benchmarks.models import default_model
+from benchmarks.models import default_model, expanded_folder
+from benchmarks.vllm_peer import ENVIRONMENT, tell_if_left_out, vllm_python
 
 Row = dict[str, float]
+RUNS = (
+    ("hyprstream", "stored"),
+    ("llama.cpp", "stored"),
+    ("hyprstream", "bfloat16"),
+    ("transformers", "bfloat16"),
+)
+PEERS = {
+    "transformers bfloat16": "transformers + PEFT",
+    "vllm bfloat16": "vLLM",
+    "llama.cpp stored": "llama.cpp",
+}
 
 
-def measure(worker: str, *arguments: str) -> Row:
+def measure(worker: str, *arguments: str, python: str = sys.executable) -> Row:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", f"benchmarks.{worker}", *arguments]
+    if python != sys.executable:
+        environment |= ENVIRONMENT
+    command = [python, "-m", f"benchmarks.{worker}", *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
@@ -35,8 +52,12 @@ def spread(values: list[float], form: str = ".2f") -> str:
 def main(rounds: int) -> None:
     file = default_model()
     parts = os.environ.get("HYPRSTREAM_BENCH_PARTS", "speeds,overhead").split(",")
+    tell_if_left_out()
+    beside = [("vllm", "bfloat16")] if vllm_python() else []
     if "speeds" in parts:
-        speeds(file, rounds)
+        speeds(file, rounds, [*RUNS, *beside])
+    if "vllm" in parts and beside:
+        speeds(file, rounds, [("hyprstream", "bfloat16"), *beside])
     if "overhead" in parts:
         overhead(file, rounds)
     sys.stdout.flush()
@@ -50,20 +71,30 @@ def overhead(file: Path, rounds: int) -> None:
         print(f"| {name} | {spread([row[name] for row in rows])} |")
 
 
-def speeds(file: Path, rounds: int) -> None:
-    """Print tokens per second beside others."""
-    runs = [
-        ("hyprstream", "stored"),
-        ("llama.cpp", "stored"),
-        ("hyprstream", "bfloat16"),
-        ("transformers", "bfloat16"),
+def vllm(folder: Path) -> Row:
+    """An engine without adapters, and one that takes them."""
+    python = vllm_python()
+    assert python is not None
+    rows = [
+        measure("vllm_peer", str(folder), which, python=python) for which in ("without", "with")
     ]
+    return rows[0] | rows[1]
+
+
+def speeds(file: Path, rounds: int, runs: Sequence[tuple[str, str]]) -> None:
+    """Print tokens per second beside others."""
     results: dict[str, list[Row]] = {f"{engine} {option}": [] for engine, option in runs}
-    for _ in range(rounds):
-        for engine, option in runs:
-            results[f"{engine} {option}"].append(
-                measure("engine_worker", engine, str(file), option)
-            )
+    with tempfile.TemporaryDirectory() as temporary:
+        dense = Path(temporary)
+        if "vllm bfloat16" in results:
+            expanded_folder(file, dense)
+        for _ in range(rounds):
+            for engine, option in runs:
+                if engine == "vllm":
+                    row = vllm(dense)
+                else:
+                    row = measure("engine_worker", engine, str(file), option)
+                results[f"{engine} {option}"].append(row)
     print(
         f"\nSmolLM2-135M-Instruct, prompts of {PROMPT_TOKENS} tokens, {NEW_TOKENS} new ones, "
         f"adapters of rank {RANK}\n({rounds} interleaved rounds, 1 thread, "
@@ -73,10 +104,11 @@ def speeds(file: Path, rounds: int) -> None:
     for case in CASES:
         cells = [spread([row[case.key] for row in rows], ".0f") for rows in results.values()]
         print(f"| {case.name} | {' | '.join(cells)} |")
-    peers = {"transformers + PEFT": results["transformers bfloat16"]}
+    peers = {PEERS[label]: rows for label, rows in results.items() if label in PEERS}
+    if "hyprstream stored" in results:
+        compare("stored", results["hyprstream stored"], peers)
+    peers.pop("llama.cpp", None)
     compare("bfloat16", results["hyprstream bfloat16"], peers)
-    peers["llama.cpp"] = results["llama.cpp stored"]
-    compare("stored", results["hyprstream stored"], peers)
 
 
 def compare(option: str, rows: list[Row], peers: dict[str, list[Row]]) -> None:

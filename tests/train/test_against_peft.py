@@ -1,5 +1,7 @@
 """Losses, gradients and steps are those of PEFT on transformers."""
 
+import math
+
 import pytest
 import torch
 from peft.optimizers import create_loraplus_optimizer
@@ -88,6 +90,38 @@ def test_steps_of_adamw_give_the_same_weights(max_grad_norm, tmp_path):
         found = ours.modules[path]
         # Adam turns a gradient into its sign at first, so near zero a rounding is a step.
         torch.testing.assert_close(found.dense(), delta.dense(), atol=2e-4, rtol=1e-3)
+
+
+def test_the_losses_of_fifty_steps_are_the_same(tmp_path):
+    model, wrapped = both("qwen3", tmp_path, empty=True)
+    luck = torch.Generator().manual_seed(1)
+    samples = [
+        Sample.text(torch.randint(3, 60, (length,), generator=luck).tolist())
+        for length in (9, 12, 16, 7, 21, 14)
+    ]
+    config = TrainConfig(
+        learning_rate=3e-3, warmup_steps=5, schedule="cosine", total_steps=50, final_share=0.1
+    )
+    trainer = Trainer(model)
+    trainer.open(A, to_weights(wrapped), spec=SPEC, config=config)
+    parameters = [p for pair in modules(wrapped).values() for p in pair]
+    optimizer = torch.optim.AdamW(parameters, lr=1.0, weight_decay=0.0)
+    ours, theirs = [], []
+    for step in range(50):
+        batch = [samples[(step + i) % len(samples)] for i in range(3)]
+        loss = mean_loss(wrapped, batch)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        warm, done = (step + 1) / 5, (step - 5) / 45
+        share = warm if step < 5 else 0.1 + 0.9 * (1 + math.cos(math.pi * done)) / 2
+        optimizer.param_groups[0]["lr"] = 3e-3 * share
+        optimizer.step()
+        trainer.accumulate(A, batch)
+        ours.append(trainer.apply(A).loss)
+        theirs.append(loss.item())
+    assert ours == pytest.approx(theirs, rel=1e-4)  # 1e-6 here
+    assert ours[-1] < 0.3 * ours[0]  # there was something to learn, and it was learnt
 
 
 def test_lora_plus_gives_the_weights_that_pefts_optimizer_gives(tmp_path):
