@@ -17,6 +17,7 @@ from benchmarks.vllm_peer import vllm_steps
 PROMPT_TOKENS = 256
 NEW_TOKENS = 48
 NUM_THREADS = int(os.environ.get("OMP_NUM_THREADS", "1"))
+KV_CACHE_DTYPE = os.environ.get("HYPRSTREAM_BENCH_KV", "auto")
 
 # Begin a sequence with a prompt and give the next token; go on with a token and give the next.
 Steps = tuple[Callable[[list[int]], int], Callable[[int], int]]
@@ -37,6 +38,7 @@ def peak_bytes() -> int:
 def hyprstream_steps(path: str, option: str) -> Callable[[], Steps]:
     import torch
 
+    from hyprstream.engine.config import KvCacheDtype
     from hyprstream.engine.generate import next_logits
     from hyprstream.engine.kv_cache import SequenceCache
     from hyprstream.models.decoder import Decoder
@@ -58,14 +60,16 @@ def hyprstream_steps(path: str, option: str) -> Callable[[], Steps]:
         )
         assert isinstance(model, Decoder)
         settle_memory()  # as Model.load does
-        cache = SequenceCache(model.config, model.dtype, model.device)
+        kinds: dict[str, KvCacheDtype] = {"auto": "auto", "int8": "int8"}
+        kind = kinds[KV_CACHE_DTYPE]
+        cache = SequenceCache(model.config, model.dtype, model.device, kind)
 
         def compute(ids: list[int]) -> int:
             return int(next_logits(model, cache, ids).argmax())
 
         def begin(ids: list[int]) -> int:
             nonlocal cache
-            cache = SequenceCache(model.config, model.dtype, model.device)
+            cache = SequenceCache(model.config, model.dtype, model.device, kind)
             return compute(ids)
 
         return begin, lambda token: compute([token])

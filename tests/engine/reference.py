@@ -49,6 +49,7 @@ def assert_answer(
     index: int = 0,
     is_whole: bool = True,
     eos_ids: frozenset[int] = frozenset(),
+    tolerance: float = TOLERANCE,
 ) -> int:
     """Assert that an answer is what the request gets alone, and return its near ties.
 
@@ -71,7 +72,7 @@ def assert_answer(
         event = sampler.next(logits, room=room)
         finish = event.finish
         if event.token_id != token:
-            explained = _explained(before, logits, token, room)
+            explained = _explained(before, logits, token, room, tolerance)
             assert explained is not None, f"token {place} of {answer} is not {event.token_id}"
             num_ties += 1
             sampler, finish = explained
@@ -80,12 +81,12 @@ def assert_answer(
 
 
 def _explained(
-    sampler: RowSampler, logits: Float[Tensor, " V"], token: int, room: int
+    sampler: RowSampler, logits: Float[Tensor, " V"], token: int, room: int, tolerance: float
 ) -> tuple[RowSampler, FinishReason | None] | None:
     """Find a change of the logits within the tolerance that gives `token`."""
     generator = torch.Generator().manual_seed(0)
     for _ in range(64):
-        noise = torch.randn(logits.shape, generator=generator).sign() * TOLERANCE
+        noise = torch.randn(logits.shape, generator=generator).sign() * tolerance
         noise[token] = noise[token].abs()
         attempt = copy.deepcopy(sampler)
         event = attempt.next(logits + noise, room=room)

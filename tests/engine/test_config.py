@@ -37,3 +37,10 @@ def test_a_value_out_of_range_is_refused_by_name(name, value):
 
 def test_memory_may_be_given_in_bytes():
     assert EngineConfig(kv_memory_bytes=1 << 30).kv_memory_bytes == 1 << 30
+
+
+def test_blocks_in_8_bits_are_of_whole_tiles():
+    assert EngineConfig(kv_cache_dtype="int8", block_tokens=32).block_tokens == 32
+    with pytest.raises(InvalidSettingsError, match=r"engine\.block_tokens is 8") as caught:
+        EngineConfig(kv_cache_dtype="int8", block_tokens=8)
+    assert "multiple of 16" in caught.value.hint

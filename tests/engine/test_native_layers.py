@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from hyprstream.engine.config import KvCacheDtype
 from hyprstream.engine.kv_cache import SequenceCache
 from hyprstream.engine.native_attention import MAX_TOKENS, NativeAttention
 from hyprstream.engine.paged_attention import PagedAttention
@@ -70,10 +71,15 @@ def load_bfloat16(folder: Path, storage: Storage) -> Decoder:
 class Server:
     """Sequences that grow by a few tokens in each step, in one cache."""
 
-    def __init__(self, model: Decoder, num_sequences: int) -> None:
+    def __init__(self, model: Decoder, num_sequences: int, kind: KvCacheDtype = "auto") -> None:
         self.model = model
         self.cache = PagedCache(
-            model.config, num_blocks=NUM_BLOCKS, block_tokens=BLOCK, dtype=model.dtype, device=CPU
+            model.config,
+            num_blocks=NUM_BLOCKS,
+            block_tokens=16 if kind == "int8" else BLOCK,
+            dtype=model.dtype,
+            device=CPU,
+            kind=kind,
         )
         blocks = chance(0).sample(range(NUM_BLOCKS), NUM_BLOCKS)
         share = NUM_BLOCKS // num_sequences
@@ -185,6 +191,31 @@ def test_a_sequence_alone_has_the_same_bits_in_its_own_cache(models, piece):
             assert torch.equal(model.forward(batch), model.forward(other))
             for one in caches:
                 one.advance(len(tokens))
+
+
+@pytest.mark.parametrize("variant", list(variants("qwen3")))
+def test_keys_and_values_in_8_bits_give_the_same_bits_too(tmp_path, variant):
+    wanted = {**variants("qwen3")[variant], "head_dim": 32}
+    if "sliding_window" in wanted:
+        wanted["sliding_window"] = 20
+    make_model(wanted).save_pretrained(tmp_path)
+    model = load_bfloat16(tmp_path, "int8")
+    luck = chance(1)
+    servers = [Server(model, 2, "int8") for _ in range(2)]
+    alone = SequenceCache(model.config, model.dtype, CPU, "int8")
+    with torch.inference_mode():
+        for step in range(7):  # over some blocks
+            tokens = [[luck.randrange(97) for _ in range(8 - step % 2 - i)] for i in range(2)]
+            ours, theirs = (server.batch(tokens, None) for server in servers)
+            assert is_native(model, ours)
+            hidden = model.forward(ours)
+            assert torch.equal(hidden, model.forward(layer_by_layer(theirs)))
+            ids = torch.tensor(tokens[1])
+            positions = torch.arange(alone.length, alone.length + len(ids))
+            batch = ForwardBatch(token_ids=ids, positions=positions, attention=alone)
+            assert is_native(model, batch)
+            assert torch.equal(model.forward(batch), hidden[-len(ids) :])
+            alone.advance(len(ids))
 
 
 def test_long_rows_many_rows_and_gradients_are_left_to_torch(models):

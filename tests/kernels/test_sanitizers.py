@@ -19,6 +19,7 @@ TESTS = [
     "tests/models/quant/test_packed.py",
     "tests/lora/test_native_rows.py",
     "tests/engine/test_peaks.py",
+    "tests/engine/test_eight_bits.py",
     "tests/engine/test_paged_attention.py",
     "tests/engine/test_native_layers.py",
 ]

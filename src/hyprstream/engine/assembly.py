@@ -48,7 +48,7 @@ def build_core(
         clock: What deadlines of requests refer to.
 
     Raises:
-        InvalidSettingsError: The KV memory does not hold a single block.
+        InvalidSettingsError: The KV memory does not hold a single block, or not such heads.
     """
     if isinstance(model, Encoder):
         return _encoder_core(model, config, clock)
@@ -69,6 +69,7 @@ def build_core(
         eos_ids=eos_ids,
         weights_of=versions.weights_of,
         constraint_of=constraint_of,
+        kv_cache_dtype=config.kv_cache_dtype,
     )
     scheduler = Scheduler(
         config, num_blocks=num_blocks, context_length=model.config.context_length, clock=clock
@@ -105,9 +106,9 @@ def count_blocks(model: Decoder, config: EngineConfig) -> int:
     far as a gigabyte goes.
 
     Raises:
-        InvalidSettingsError: Not a single one fits.
+        InvalidSettingsError: Not a single one fits, or the heads cannot be kept like that.
     """
-    size = block_bytes(model.config, model.dtype, config.block_tokens)
+    size = block_bytes(model.config, model.dtype, config.block_tokens, config.kv_cache_dtype)
     if config.kv_memory_bytes is not None:
         if config.kv_memory_bytes < size:
             raise InvalidSettingsError(

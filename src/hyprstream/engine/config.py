@@ -1,8 +1,14 @@
 """How large the engine is and how it shares itself. Plain data, no torch."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from hyprstream.errors import InvalidSettingsError
+
+KvCacheDtype = Literal["auto", "int8"]
+"""How keys and values are kept: as they are computed, or in 8 bits with a scale for each 32."""
+
+_TILE = 16  # positions that lie together in 8 bits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +27,8 @@ class EngineConfig:
     """Positions in one block of KV memory; only full blocks are shared."""
     kv_memory_bytes: int | None = None
     """Memory for keys and values."""
+    kv_cache_dtype: KvCacheDtype = "auto"
+    """Keys and values: `auto` as the model computes them, `int8` in half the memory."""
     num_slots: int = 8
     """Adapter versions that one step can use; 0 serves the base model alone."""
     max_rank: int = 64
@@ -51,6 +59,9 @@ class EngineConfig:
         memory = self.kv_memory_bytes
         if memory is not None and not _is_integer(memory, 1):
             raise _wrong("kv_memory_bytes", memory, "a number of bytes, or leave it out")
+        if self.kv_cache_dtype == "int8" and self.block_tokens % _TILE:
+            meaning = f"a multiple of {_TILE}, or kv_cache_dtype 'auto'"
+            raise _wrong("block_tokens", self.block_tokens, meaning)
         share = self.background_share
         if not 0 <= share <= 1:
             raise _wrong("background_share", share, "a number from 0 to 1")

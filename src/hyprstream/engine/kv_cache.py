@@ -9,6 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
+from hyprstream.engine.config import KvCacheDtype
+from hyprstream.engine.kept import Kept, Layout
 from hyprstream.kernels.native import NativeReads
 from hyprstream.models import native
 from hyprstream.models.attention import mixed_values
@@ -28,17 +30,32 @@ class SequenceCache(ReadsPlaces):
     cut into pieces.
     """
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
-        self._layers = config.attention
-        self._shape = (config.num_kv_heads, config.head_width)
+    def __init__(
+        self,
+        config: ModelConfig,
+        dtype: torch.dtype,
+        device: torch.device,
+        kind: KvCacheDtype = "auto",
+    ) -> None:
+        """Allocate the first positions.
+
+        Args:
+            config: How the layers attend.
+            dtype: Dtype of the keys and values that are written and read.
+            device: Where they live.
+            kind: How they are kept.
+
+        Raises:
+            InvalidSettingsError: The model's heads cannot be kept like that.
+        """
+        self._attention = config.attention
+        self._layout = Layout.of(config, kind, dtype)
+        self._device = device
         self._limit = config.context_length
         self._length = 0
+        self._capacity = min(_FIRST_CAPACITY, self._limit)
         self._stretch: _Stretch | None = None
-        capacity = min(_FIRST_CAPACITY, self._limit)
-        self._keys = [
-            torch.empty(capacity, *self._shape, dtype=dtype, device=device) for _ in self._layers
-        ]
-        self._values = [torch.empty_like(keys) for keys in self._keys]
+        self._layers = [self._allocated(self._capacity) for _ in self._attention]
 
     @property
     def length(self) -> int:
@@ -48,7 +65,7 @@ class SequenceCache(ReadsPlaces):
     @property
     def size_bytes(self) -> int:
         """Memory that is allocated."""
-        return sum(tensor.nbytes for tensor in (*self._keys, *self._values))
+        return sum(kept.keys.nbytes + kept.values.nbytes for kept in self._layers)
 
     def advance(self, num_tokens: int) -> None:
         """Keep the last `num_tokens` positions that every layer has attended with."""
@@ -62,38 +79,51 @@ class SequenceCache(ReadsPlaces):
         v: Float[Tensor, "T K D"],
     ) -> Float[Tensor, "T H D"]:
         """Store the keys and values of the new positions and attend over all so far."""
-        end = self._length + k.shape[0]
-        keys, values = self._grown(layer, end)
-        keys[self._length : end] = k
-        values[self._length : end] = v
-        return mixed_values(
-            self._layers[layer], q, keys[:end], values[:end], num_before=self._length
-        )
+        start, end = self._length, self._length + k.shape[0]
+        self._grow(end)
+        kept = self._layers[layer]
+        kept.write(torch.arange(start, end, device=self._device), k, v)
+        config = self._attention[layer]
+        mixed = None
+        if self._layout.kind == "int8":
+            mixed = native.attend_codes(config, q, kept.keys, kept.values, start)
+        if mixed is None:
+            mixed = mixed_values(config, q, *kept.stretch(slice(0, end)), num_before=start)
+        return mixed
 
     @override
     def reads(self, rows: Float[Tensor, "T C"]) -> NativeReads | None:
         """Return where keys and values lie; None where torch attends faster."""
-        num_tokens, dtype = len(rows), self._keys[0].dtype
+        num_tokens, dtype = len(rows), self._layout.dtype
         if num_tokens > native.MAX_QUERIES:
             return None
         assert rows.dtype == dtype, f"rows are {rows.dtype}, keys {dtype}"
-        end = self._length + num_tokens
-        layers = [self._grown(layer, end) for layer in range(len(self._keys))]
-        self._stretch = _Stretch(layers, self._length, num_tokens)  # holds what the kernels read
-        return self._stretch.reads
+        self._grow(self._length + num_tokens)
+        stretch = _Stretch(self._layers, self._capacity, self._length, num_tokens)
+        stretch.reads.in_codes = self._layout.kind == "int8"
+        self._stretch = stretch  # holds what the kernels read
+        return stretch.reads
 
-    def _grown(
-        self, layer: int, needed: int
-    ) -> tuple[Float[Tensor, "L K D"], Float[Tensor, "L K D"]]:
-        """Return the keys and values of a layer, with room for `needed` positions."""
+    def _grow(self, needed: int) -> None:
+        """Make room for `needed` positions."""
         assert needed <= self._limit, f"{needed} positions in a context of {self._limit}"
-        for stored in (self._keys, self._values):
-            old = stored[layer]
-            if needed > old.shape[0]:
-                capacity = min(max(needed, 2 * old.shape[0]), self._limit)
-                stored[layer] = old.new_empty(capacity, *self._shape)
-                stored[layer][: self._length] = old[: self._length]
-        return self._keys[layer], self._values[layer]
+        if needed <= self._capacity:
+            return
+        self._capacity = min(max(needed, 2 * self._capacity), self._limit)
+        for i, old in enumerate(self._layers):  # of which the others are freed one by one
+            new = self._allocated(self._capacity)
+            filled = -(-self._length // self._layout.step)
+            new.keys[:filled] = old.keys[:filled]
+            new.values[:filled] = old.values[:filled]
+            self._layers[i] = new
+
+    def _allocated(self, num_places: int) -> Kept:
+        step = self._layout.step
+        num_places = -(-num_places // step) * step
+        keys, values = (
+            self._layout.allocate(num_places=num_places, device=self._device) for _ in range(2)
+        )
+        return self._layout.kept(keys, values)
 
 
 class _Stretch:
@@ -105,7 +135,8 @@ class _Stretch:
 
     def __init__(
         self,
-        layers: Sequence[tuple[Float[Tensor, "L K D"], Float[Tensor, "L K D"]]],
+        layers: Sequence[Kept],
+        capacity: int,
         start: int,
         num_tokens: int,
     ) -> None:
@@ -114,13 +145,14 @@ class _Stretch:
         self._zeros = array("i", bytes(4 * num_tokens))  # one block, from which all queries read
         self._places = array("q", range(start, start + num_tokens))
         self._addresses = [
-            (c_void_p * len(layers))(*(layer[i].data_ptr() for layer in layers)) for i in range(2)
+            (c_void_p * len(layers))(*(kept.keys.data_ptr() for kept in layers)),
+            (c_void_p * len(layers))(*(kept.values.data_ptr() for kept in layers)),
         ]
         self.reads = NativeReads(
             self._ends.buffer_info()[0],
             self._zeros.buffer_info()[0],
             self._zeros.buffer_info()[0],
-            layers[0][0].shape[0],
+            capacity,
             self._places.buffer_info()[0],
             *map(addressof, self._addresses),
         )

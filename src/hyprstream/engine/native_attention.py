@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hyprstream.engine.kept import Kept
 from hyprstream.engine.paged_cache import PagedCache
 from hyprstream.engine.plan import Row
 from hyprstream.kernels.native import KINDS, Kernels, Kind, NativeReads, open_kernels
@@ -27,12 +28,19 @@ _WIDTH_STEP = 16
 
 
 class NativeAttention:
-    """The kernel for one model and one kind of cache."""
+    """The kernel for one model and one kind of cache.
 
-    def __init__(self, kernels: Kernels, kind: Kind, config: ModelConfig) -> None:
-        self._attend = kernels.attend
+    Attributes:
+        in_codes: Whether that keeps keys and values in 8 bits.
+    """
+
+    def __init__(
+        self, kernels: Kernels, kind: Kind, config: ModelConfig, *, in_codes: bool
+    ) -> None:
+        self._kernels = kernels
         self._kind = kind
         self._heads = config.num_heads, config.num_kv_heads, config.head_width
+        self.in_codes = in_codes
 
     @classmethod
     def open(cls, config: ModelConfig, cache: PagedCache) -> "NativeAttention | None":
@@ -41,7 +49,9 @@ class NativeAttention:
         if cache.device.type != "cpu" or kind is None or config.head_width % _WIDTH_STEP:
             return None
         kernels = open_kernels()
-        return None if kernels is None else cls(kernels, kind, config)
+        return (
+            None if kernels is None else cls(kernels, kind, config, in_codes=cache.kind == "int8")
+        )
 
     def share(self, rows: Sequence[Row], tokens: slice, block_tokens: int) -> "NativeShare":
         """Work out, once for all layers, where the keys of neighbours lie.
@@ -63,22 +73,15 @@ class NativeAttention:
         return NativeShare(self, tokens, block_tokens, *arrays)
 
     def attend(
-        self,
-        config: AttentionConfig,
-        q: Float[Tensor, "Q H D"],
-        keys: Float[Tensor, "L K D"],
-        values: Float[Tensor, "L K D"],
-        share: "NativeShare",
+        self, config: AttentionConfig, q: Float[Tensor, "Q H D"], kept: Kept, share: "NativeShare"
     ) -> Float[Tensor, "Q H D"]:
-        """Mix the values for queries; products and sums are float32."""
-        assert q.dtype == keys.dtype, f"queries are {q.dtype}, keys {keys.dtype}"
+        """Mix the values for queries; sums and shares are float32."""
         q = q.contiguous()
         mixed = torch.empty_like(q)
-        self._attend(
-            self._kind,
+        rest = (
             q.data_ptr(),
-            keys.data_ptr(),
-            values.data_ptr(),
+            kept.keys.data_ptr(),
+            kept.values.data_ptr(),
             mixed.data_ptr(),
             len(share.ends),
             share.ends.buffer_info()[0],
@@ -90,6 +93,11 @@ class NativeAttention:
             config.scale,
             config.softcap or 0.0,
         )
+        if self.in_codes:
+            self._kernels.attend_codes(self._kind, self._kernels.instructions, *rest)
+        else:
+            assert q.dtype == kept.keys.dtype, f"queries are {q.dtype}, keys {kept.keys.dtype}"
+            self._kernels.attend(self._kind, *rest)
         return mixed
 
 
@@ -114,14 +122,10 @@ class NativeShare:
     blocks: "array[int]"
 
     def attend(
-        self,
-        config: AttentionConfig,
-        q: Float[Tensor, "T H D"],
-        keys: Float[Tensor, "L K D"],
-        values: Float[Tensor, "L K D"],
+        self, config: AttentionConfig, q: Float[Tensor, "T H D"], kept: Kept
     ) -> Float[Tensor, "Q H D"]:
-        """Mix the values for the queries of these rows; keys and values are by place."""
-        return self.kernel.attend(config, q[self.tokens], keys, values, self)
+        """Mix the values for the queries of these rows."""
+        return self.kernel.attend(config, q[self.tokens], kept, self)
 
     def reads(
         self, places: Int[Tensor, " T"], keys: "Array[c_void_p]", values: "Array[c_void_p]"
@@ -141,4 +145,5 @@ class NativeShare:
             places.data_ptr(),
             addressof(keys),
             addressof(values),
+            self.kernel.in_codes,
         )

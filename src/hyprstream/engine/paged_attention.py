@@ -27,6 +27,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from hyprstream.engine.indices import indices
+from hyprstream.engine.kept import Kept
 from hyprstream.engine.native_attention import MAX_TOKENS, NativeAttention, NativeShare
 from hyprstream.engine.paged_cache import PagedCache
 from hyprstream.engine.plan import Row
@@ -101,8 +102,8 @@ class PagedAttention(ReadsPlaces):
     ) -> Float[Tensor, "T H D"]:
         """Store the keys and values of the new positions; each row attends over its own."""
         config = self._layers[layer]
-        keys, values = self._cache.write(layer, self._places, k, v)
-        mixed = [share.attend(config, q, keys, values) for share in self._shares[config.window]]
+        kept = self._cache.write(layer, self._places, k, v)
+        mixed = [share.attend(config, q, kept) for share in self._shares[config.window]]
         return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
 
 
@@ -121,13 +122,9 @@ class _Share(Protocol):
     """Consecutive tokens of the step that are attended for in one go."""
 
     def attend(
-        self,
-        config: AttentionConfig,
-        q: Float[Tensor, "T H D"],
-        keys: Float[Tensor, "L K D"],
-        values: Float[Tensor, "L K D"],
+        self, config: AttentionConfig, q: Float[Tensor, "T H D"], kept: Kept
     ) -> Float[Tensor, "Q H D"]:
-        """Mix the values for the queries of this share; keys and values are by place."""
+        """Mix the values for the queries of this share."""
         ...
 
 
@@ -222,16 +219,12 @@ class _Alone:
     num_before: int
 
     def attend(
-        self,
-        config: AttentionConfig,
-        q: Float[Tensor, "T H D"],
-        keys: Float[Tensor, "L K D"],
-        values: Float[Tensor, "L K D"],
+        self, config: AttentionConfig, q: Float[Tensor, "T H D"], kept: Kept
     ) -> Float[Tensor, "Q H D"]:
-        if self.gathered is not None:
-            keys = _gather(keys, self.gathered, self.block_tokens)
-            values = _gather(values, self.gathered, self.block_tokens)
-        k, v = keys[self.stretch], values[self.stretch]
+        if self.gathered is None:
+            k, v = kept.stretch(self.stretch)
+        else:
+            k, v = (x[self.stretch] for x in kept.gathered(self.gathered, self.block_tokens))
         return mixed_values(config, q[self.tokens], k, v, num_before=self.num_before)
 
 
@@ -272,17 +265,11 @@ class _Together:
     mask: Float[Tensor, "B 1 _ L"]
 
     def attend(
-        self,
-        config: AttentionConfig,
-        q: Float[Tensor, "T H D"],
-        keys: Float[Tensor, "L K D"],
-        values: Float[Tensor, "L K D"],
+        self, config: AttentionConfig, q: Float[Tensor, "T H D"], kept: Kept
     ) -> Float[Tensor, "Q H D"]:
         k, v = (
-            _gather(x, self.gathered, self.block_tokens)
-            .unflatten(0, (self.num_rows, -1))
-            .transpose(1, 2)  # B K L D
-            for x in (keys, values)
+            x.unflatten(0, (self.num_rows, -1)).transpose(1, 2)  # B K L D
+            for x in kept.gathered(self.gathered, self.block_tokens)
         )
         queries = q[self.tokens].unflatten(1, (k.shape[1], -1))
         queries = queries.unflatten(0, (self.num_rows, -1)).transpose(1, 2)  # B K Q G D
@@ -340,11 +327,3 @@ def _together(
         gathered=torch.tensor(padded, device=device),
         mask=mask[:, None],
     )
-
-
-def _gather(
-    x: Float[Tensor, "L K D"], blocks: Int[Tensor, " B"], size: int
-) -> Float[Tensor, "L2 K D"]:
-    """Copy blocks into one stretch."""
-    stored: Tensor = x.unflatten(0, (-1, size))
-    return stored.index_select(0, blocks).flatten(0, 1)

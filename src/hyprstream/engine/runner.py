@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hyprstream.engine.answer import Answer, Embedding
+from hyprstream.engine.config import KvCacheDtype
 from hyprstream.engine.indices import indices
 from hyprstream.engine.logits import token_logprobs
 from hyprstream.engine.native_attention import NativeAttention
@@ -73,7 +74,7 @@ class ModelRunner(Generic[Weights]):
     depend on how it is cut into rows, on its blocks, or on the other rows of its steps.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a runner joins
         self,
         model: Decoder,
         bank: Bank[Weights] | None,
@@ -83,6 +84,7 @@ class ModelRunner(Generic[Weights]):
         eos_ids: frozenset[int],
         weights_of: Callable[[VersionId], Weights],
         constraint_of: Callable[[Grammar], TokenConstraint] | None = None,
+        kv_cache_dtype: KvCacheDtype = "auto",
     ) -> None:
         """Allocate the KV blocks.
 
@@ -95,6 +97,7 @@ class ModelRunner(Generic[Weights]):
             weights_of: Looks up an adapter version that a plan loads.
             constraint_of: Compiles a grammar for one answer, at no cost the second time; None
                 where answers cannot follow one.
+            kv_cache_dtype: How keys and values are kept.
         """
         self._model = model
         self._bank = bank
@@ -109,6 +112,7 @@ class ModelRunner(Generic[Weights]):
             block_tokens=block_tokens,
             dtype=model.dtype,
             device=model.device,
+            kind=kv_cache_dtype,
         )
         self._native = NativeAttention.open(model.config, self._cache)
         self._max_scored = max(1, _MAX_LOGITS // model.config.vocab_size)

@@ -1,19 +1,12 @@
 // Attention of a few queries over the blocks of their sequences, read where they lie.
 
-#include <cmath>
 #include <vector>
 
-#include "numbers.h"
+#include "attention.h"
 
 namespace {
 
 INLINE void store(Vec value, float* x) { std::memcpy(x, &value, sizeof value); }
-
-// How queries attend: see hyprstream_attend.
-struct Attending {
-    int64_t heads, kv_heads, width, block_tokens, window;
-    float scale, softcap;
-};
 
 // The positions that a query sees, and where they lie.
 struct Seen {
@@ -115,31 +108,6 @@ INLINE void mix_all(const float* shares, int64_t room, const Number* values, int
     for (; d + kTwo <= width; d += kTwo)
         mix<kGroup, 1>(shares, room, values + d, stride, count, width, mixed + d);
     if (d < width) mix<kGroup, 0>(shares, room, values + d, stride, count, width, mixed + d);
-}
-
-// Turns scores into shares that add up to one.
-INLINE void soften(float* scores, int64_t count, float softcap) {
-    if (softcap > 0)
-        for (int64_t i = 0; i < count; ++i) scores[i] = softcap * std::tanh(scores[i] / softcap);
-    float lanes[kVec];
-    for (int64_t lane = 0; lane < kVec; ++lane) lanes[lane] = scores[0];
-    int64_t i = 0;
-    for (; i + kVec <= count; i += kVec)
-        for (int64_t lane = 0; lane < kVec; ++lane)
-            lanes[lane] = scores[i + lane] > lanes[lane] ? scores[i + lane] : lanes[lane];
-    float largest = lanes[0];
-    for (; i < count; ++i) largest = scores[i] > largest ? scores[i] : largest;
-    for (int64_t lane = 0; lane < kVec; ++lane)
-        largest = lanes[lane] > largest ? lanes[lane] : largest;
-    for (i = 0; i < count; ++i) scores[i] = exponential(scores[i] - largest);
-    for (int64_t lane = 0; lane < kVec; ++lane) lanes[lane] = 0;
-    for (i = 0; i + kVec <= count; i += kVec)
-        for (int64_t lane = 0; lane < kVec; ++lane) lanes[lane] += scores[i + lane];
-    for (int64_t lane = 0; i + lane < count; ++lane) lanes[lane] += scores[i + lane];
-    float sum = 0;
-    for (int64_t lane = 0; lane < kVec; ++lane) sum += lanes[lane];
-    const float inverse = 1.0f / sum;
-    for (i = 0; i < count; ++i) scores[i] *= inverse;
 }
 
 // Scores of all query heads with one stretch of keys, four heads at most at a time.

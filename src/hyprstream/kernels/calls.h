@@ -26,4 +26,12 @@ void hyprstream_packed_products(int64_t kind, const void* x, int64_t num_rows, i
 void hyprstream_dense_products(int64_t kind, const void* x, int64_t num_rows, int64_t threads,
                                int64_t instructions, const Dense* w0, void* y0, const Dense* w1,
                                void* y1, const Dense* w2, void* y2);
+void hyprstream_attend_codes(int64_t kind, int64_t instructions, const void* q, const void* keys,
+                             const void* values, void* y, int64_t num_queries, const int32_t* ends,
+                             const int32_t* tables, const int32_t* blocks, int64_t heads,
+                             int64_t kv_heads, int64_t width, int64_t block_tokens, int64_t window,
+                             float scale, float softcap);
+void hyprstream_keep_codes(int64_t kind, const void* k, const void* v, const int64_t* places,
+                           int64_t num_rows, int64_t kv_heads, int64_t width, void* keys,
+                           void* values);
 }

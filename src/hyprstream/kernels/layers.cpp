@@ -67,8 +67,9 @@ struct Reads {
     const int32_t *ends, *tables, *blocks;
     int64_t block_tokens;
     const int64_t* places;
-    Bfloat16* const* keys;  // of each layer
-    Bfloat16* const* values;
+    void* const* keys;  // of each layer
+    void* const* values;
+    int64_t in_codes;  // 1 for keys and values in 8 bits: see attention_codes.h
 };
 
 namespace {
@@ -133,26 +134,48 @@ Bfloat16* turned(const Layer& layer, const float* scale, const Rotation& rotatio
     return spare;
 }
 
-void keep(const Bfloat16* rows, const int64_t* places, int64_t num_rows, int64_t width,
-          Bfloat16* kept) {
+void copy_rows(const Bfloat16* rows, const int64_t* places, int64_t num_rows, int64_t width,
+               void* kept) {
+    Bfloat16* to = static_cast<Bfloat16*>(kept);
     for (int64_t row = 0; row < num_rows; ++row)
-        std::memcpy(kept + places[row] * width, rows + row * width, width * sizeof(Bfloat16));
+        std::memcpy(to + places[row] * width, rows + row * width, width * sizeof(Bfloat16));
 }
 
-void attend(const Layer& layer, const Bfloat16* keys, const Bfloat16* values, const Step& step,
+void keep(const Layer& layer, const Bfloat16* k, const Bfloat16* v, const Step& step, void* keys,
+          void* values) {
+    const int64_t* places = step.reads.places;
+    if (step.reads.in_codes) {
+        hyprstream_keep_codes(kBfloat16, k, v, places, step.num_rows, layer.kv_heads,
+                              layer.head_width, keys, values);
+        return;
+    }
+    const int64_t width = layer.kv_heads * layer.head_width;
+    copy_rows(k, places, step.num_rows, width, keys);
+    copy_rows(v, places, step.num_rows, width, values);
+}
+
+void attend(const Layer& layer, const void* keys, const void* values, const Step& step,
             const Bfloat16* q, Bfloat16* mixed) {
     const Reads& reads = step.reads;
     const int64_t size = layer.heads * layer.head_width;
     int64_t positions = 0;
     for (int64_t row = 0; row < step.num_rows; ++row) positions += reads.ends[row];
     const int64_t mean = positions / step.num_rows + 1;
-    parallel(step.threads, step.num_rows, (kPositionsOfPiece + mean - 1) / mean,
-             [&](int64_t begin, int64_t end) {
-                 hyprstream_attend(kBfloat16, q + begin * size, keys, values, mixed + begin * size,
-                                   end - begin, reads.ends + begin, reads.tables + begin,
-                                   reads.blocks, layer.heads, layer.kv_heads, layer.head_width,
-                                   reads.block_tokens, layer.window, layer.scale, layer.softcap);
-             });
+    const auto some = [&](int64_t begin, int64_t end) {
+        const Bfloat16* from = q + begin * size;
+        Bfloat16* to = mixed + begin * size;
+        const int32_t *ends = reads.ends + begin, *tables = reads.tables + begin;
+        if (reads.in_codes)
+            hyprstream_attend_codes(kBfloat16, step.instructions, from, keys, values, to,
+                                    end - begin, ends, tables, reads.blocks, layer.heads,
+                                    layer.kv_heads, layer.head_width, reads.block_tokens,
+                                    layer.window, layer.scale, layer.softcap);
+        else
+            hyprstream_attend(kBfloat16, from, keys, values, to, end - begin, ends, tables,
+                              reads.blocks, layer.heads, layer.kv_heads, layer.head_width,
+                              reads.block_tokens, layer.window, layer.scale, layer.softcap);
+    };
+    parallel(step.threads, step.num_rows, (kPositionsOfPiece + mean - 1) / mean, some);
 }
 
 void attention_part(const Layer& layer, int64_t index, const LowRank* adapters, const Step& step,
@@ -174,8 +197,7 @@ void attention_part(const Layer& layer, int64_t index, const LowRank* adapters, 
     const Bfloat16* k =
         turned(layer, layer.k_norm, rotation, rows, layer.kv_heads, qkv[1], spare_k);
     const Reads& reads = step.reads;
-    keep(k, reads.places, rows, kept, reads.keys[index]);
-    keep(qkv[2], reads.places, rows, kept, reads.values[index]);
+    keep(layer, k, qkv[2], step, reads.keys[index], reads.values[index]);
     Bfloat16* mixed = q == spare_q ? qkv[0] : spare_q;
     attend(layer, reads.keys[index], reads.values[index], step, q, mixed);
     Bfloat16* const out[] = {normed};

@@ -128,6 +128,7 @@ class NativeReads(ctypes.Structure):
         ("places", ctypes.c_void_p),
         ("keys", ctypes.c_void_p),
         ("values", ctypes.c_void_p),
+        ("in_codes", ctypes.c_int64),
     )
 
 
@@ -154,6 +155,16 @@ class Kernels:
             *[size, *[pointer] * 4, size, *[pointer] * 3, *[size] * 5, real, real],
         )
         """Attention over blocks: see `attention.cpp`."""
+        self.attend_codes = _function(
+            library,
+            "attend_codes",
+            *[size, size, *[pointer] * 4, size, *[pointer] * 3, *[size] * 5, real, real],
+        )
+        """The same over keys and values in 8 bits: see `attention_codes.cpp`."""
+        self.keep_codes = _function(
+            library, "keep_codes", *[size, *[pointer] * 3, *[size] * 3, pointer, pointer]
+        )
+        """Writes keys and values in 8 bits: see `attention_codes.cpp`."""
         self.rms_norm = _function(
             library, "rms_norm", size, pointer, pointer, real, size, size, pointer
         )

@@ -47,6 +47,8 @@ INLINE void narrow(float value, Bfloat16* result) {
 // Sixteen floats side by side, in as many registers as a processor needs for them.
 typedef float Vec __attribute__((vector_size(64)));
 typedef uint32_t VecBits __attribute__((vector_size(64)));
+typedef int32_t VecInts __attribute__((vector_size(64)));
+typedef uint8_t VecBytes __attribute__((vector_size(64)));
 typedef uint16_t HalfBits __attribute__((vector_size(32)));
 constexpr int64_t kVec = sizeof(Vec) / sizeof(float);
 

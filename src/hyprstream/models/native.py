@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import cache
 
 import torch
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor
 
 from hyprstream.kernels.native import KINDS, Kernels, Kind, open_kernels
@@ -17,6 +17,9 @@ from hyprstream.models.config import AttentionConfig
 
 MAX_QUERIES = 8
 """From so many queries of a sequence on, products in torch are faster: they read each key once."""
+
+CODE_TILE = 16
+"""Positions that lie together where keys and values are in 8 bits."""
 
 _WIDTH_STEP = 16
 
@@ -167,3 +170,66 @@ def attend(
         config.softcap or 0.0,
     )
     return mixed
+
+
+def attend_codes(
+    config: AttentionConfig,
+    q: Float[Tensor, "Q H D"],
+    keys: UInt8[Tensor, "N K B"],
+    values: UInt8[Tensor, "N K B"],
+    num_before: int,
+) -> Float[Tensor, "Q H D"] | None:
+    """Mix the values of one sequence, which lie as in `engine/eight_bits.py`, for few last queries.
+
+    Args:
+        config: Scale, window and soft cap of the layer.
+        q: Queries of the positions from `num_before` on.
+        keys: Tiles of keys, those of the queries among them.
+        values: Tiles of values.
+        num_before: Positions before the first query.
+    """
+    native, kind = kernels(), kind_of(q)
+    num_queries, num_heads, width = q.shape
+    if native is None or kind is None or num_queries > MAX_QUERIES:
+        return None
+    q = q.contiguous()
+    mixed = torch.empty_like(q)
+    ends = array("i", range(num_before + 1, num_before + 1 + num_queries))
+    zeros = array("i", bytes(4 * num_queries))  # one block, from which all queries read
+    native.attend_codes(
+        kind,
+        native.instructions,
+        q.data_ptr(),
+        keys.data_ptr(),
+        values.data_ptr(),
+        mixed.data_ptr(),
+        num_queries,
+        ends.buffer_info()[0],
+        zeros.buffer_info()[0],
+        zeros.buffer_info()[0],
+        num_heads,
+        keys.shape[1],
+        width,
+        keys.shape[0] * CODE_TILE,
+        config.window or 0,
+        config.scale,
+        config.softcap or 0.0,
+    )
+    return mixed
+
+
+def keep_codes(
+    places: Int64[Tensor, " T"],
+    k: Float[Tensor, "T K D"],
+    v: Float[Tensor, "T K D"],
+    keys: UInt8[Tensor, "N K B"],
+    values: UInt8[Tensor, "N K B"],
+) -> bool:
+    """Write keys and values in 8 bits, as `engine/eight_bits.py` does; False where torch has to."""
+    native, kind = kernels(), kind_of(k)
+    if native is None or kind is None or kind_of(v) != kind:
+        return False
+    k, v, places = k.contiguous(), v.contiguous(), places.contiguous()
+    rows = k.data_ptr(), v.data_ptr(), places.data_ptr()
+    native.keep_codes(kind, *rows, *k.shape, keys.data_ptr(), values.data_ptr())
+    return True

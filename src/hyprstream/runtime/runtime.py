@@ -186,7 +186,9 @@ class Runtime:
         number, stats, network = self.num_requests, await self.stats(), self.model.network
         size = 0
         if isinstance(network, Decoder):
-            size = block_bytes(network.config, network.dtype, self.settings.engine.block_tokens)
+            engine = self.settings.engine
+            kept = engine.block_tokens, engine.kv_cache_dtype
+            size = block_bytes(network.config, network.dtype, *kept)
         return RuntimeLoad(
             engine=stats,
             num_requests=number,
