@@ -28,6 +28,7 @@ CHECKS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # compiles all kernels, and runs nine files of tests
 def test_kernels_read_and_write_only_what_is_theirs(tmp_path: Path) -> None:
     compiler = shutil.which("g++")
     if compiler is None:
