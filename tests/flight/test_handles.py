@@ -92,9 +92,11 @@ def test_who_never_closes_loses_what_was_idle_longest_and_only_of_their_own():
     with closing(duckdb.connect()) as database:
         parsed = parse(database, "SELECT 1", can_write=False)
     described = Description(parsed, pa.schema([]), pa.schema([]))
+    now = time.monotonic()
 
     def prepared(session, number):
-        return Prepared(session, "SELECT 1", None, described, used_at=float(number))
+        used_at = now - 1 + number / MOST_PREPARED  # not so long ago that it is closed for that
+        return Prepared(session, "SELECT 1", None, described, used_at=used_at)
 
     with closing(Handles()) as handles:
         theirs = handles.prepare(prepared(other, -1))
