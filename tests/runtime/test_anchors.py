@@ -1,6 +1,7 @@
 """The base model's own text: that it is the same again, is kept, and holds adapters."""
 
 import json
+import random
 from itertools import islice
 
 import pytest
@@ -9,7 +10,7 @@ from hyprstream.errors import ConflictError
 from hyprstream.lora.spec import LoraSpec
 from hyprstream.runtime.adapted import Recipe, create_adapter
 from hyprstream.runtime.adapters import open_adapters
-from hyprstream.runtime.anchors import anchors_for, kept_texts
+from hyprstream.runtime.anchors import ANCHOR_SEED, anchors_for, kept_texts
 from hyprstream.runtime.model import Model
 from hyprstream.runtime.settings import Settings
 from hyprstream.runtime.trained import finish_training
@@ -62,6 +63,16 @@ def test_anchors_follow_from_the_model_and_the_seed(tiny, anchors):
     assert other.fingerprint != anchors.fingerprint
     assert not set(anchors.pulled) & set(anchors.held_out)
     assert len(set(anchors.pulled)) == len(anchors.pulled)
+
+
+def test_the_token_that_a_text_was_drawn_from_is_left_out(tiny, anchors):
+    control = tiny.tokenizer.control_ids
+    begins = [t for t in range(tiny.decoder.config.vocab_size) if t not in control]
+    luck, num_same = random.Random(ANCHOR_SEED), 0  # noqa: S311 - no secret
+    for text in (*anchors.held_out, *anchors.pulled):
+        num_same += text.token_ids[0] == luck.choice(begins)
+        luck.randrange(1 << 31)  # by which the text went on
+    assert num_same < 8  # by chance; 48 with them
 
 
 def test_kept_anchors_are_taken_and_damaged_ones_made_anew(tiny, anchors, home):
