@@ -4,11 +4,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hyprstream.errors import InvalidSettingsError
+from hyprstream.kernels.native import CODE_TILE
 
 KvCacheDtype = Literal["auto", "int8"]
 """How keys and values are kept: as they are computed, or in 8 bits with a scale for each 32."""
-
-_TILE = 16  # positions that lie together in 8 bits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,8 +58,8 @@ class EngineConfig:
         memory = self.kv_memory_bytes
         if memory is not None and not _is_integer(memory, 1):
             raise _wrong("kv_memory_bytes", memory, "a number of bytes, or leave it out")
-        if self.kv_cache_dtype == "int8" and self.block_tokens % _TILE:
-            meaning = f"a multiple of {_TILE}, or kv_cache_dtype 'auto'"
+        if self.kv_cache_dtype == "int8" and self.block_tokens % CODE_TILE:
+            meaning = f"a multiple of {CODE_TILE}, or kv_cache_dtype 'auto'"
             raise _wrong("block_tokens", self.block_tokens, meaning)
         share = self.background_share
         if not 0 <= share <= 1:

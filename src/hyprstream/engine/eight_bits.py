@@ -20,10 +20,12 @@ import torch
 from jaxtyping import BFloat16, Float, Float32, Int, Int8, UInt8
 from torch import Tensor
 
+from hyprstream.kernels.native import CODE_TILE
+
 GROUP = 32
 """Numbers with one scale."""
 
-TILE = 16
+TILE = CODE_TILE
 """Places that lie together."""
 
 _QUAD = 4

@@ -60,6 +60,9 @@ class DenseMatrix(ctypes.Structure):
     )
 
 
+CODE_TILE = 16
+"""Positions that lie together where keys and values are in 8 bits (`attention_codes.h`)."""
+
 PLACES = ("q", "k", "v", "o", "gate", "up", "down")
 """The linear layers of a `NativeLayer`, in order."""
 

@@ -5,21 +5,18 @@ the answer is None and the caller computes in torch, which is the reference.
 """
 
 from array import array
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 
 import torch
 from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor
 
-from hyprstream.kernels.native import KINDS, Kernels, Kind, open_kernels
+from hyprstream.kernels.native import CODE_TILE, KINDS, Kernels, Kind, open_kernels
 from hyprstream.models.config import AttentionConfig
 
 MAX_QUERIES = 8
 """From so many queries of a sequence on, products in torch are faster: they read each key once."""
-
-CODE_TILE = 16
-"""Positions that lie together where keys and values are in 8 bits."""
 
 _WIDTH_STEP = 16
 
@@ -142,34 +139,12 @@ def attend(
 ) -> Float[Tensor, "Q H D"] | None:
     """Mix the values of one sequence for few last queries; see `attention.mixed_values`."""
     native, kind = kernels(), kind_of(q)
-    num_queries, num_heads, width = q.shape
+    num_queries, _, width = q.shape
     if native is None or kind is None or num_queries > MAX_QUERIES or width % _WIDTH_STEP:
         return None
     if k.dtype != q.dtype or not (k.is_contiguous() and v.is_contiguous()):
         return None
-    q = q.contiguous()
-    mixed = torch.empty_like(q)
-    ends = array("i", range(num_before + 1, num_before + 1 + num_queries))
-    zeros = array("i", bytes(4 * num_queries))  # one block, from which all queries read
-    native.attend(
-        kind,
-        q.data_ptr(),
-        k.data_ptr(),
-        v.data_ptr(),
-        mixed.data_ptr(),
-        num_queries,
-        ends.buffer_info()[0],
-        zeros.buffer_info()[0],
-        zeros.buffer_info()[0],
-        num_heads,
-        k.shape[1],
-        width,
-        k.shape[0],
-        config.window or 0,
-        config.scale,
-        config.softcap or 0.0,
-    )
-    return mixed
+    return _of_one_sequence(partial(native.attend, kind), config, q, k, v, k.shape[0], num_before)
 
 
 def attend_codes(
@@ -189,16 +164,29 @@ def attend_codes(
         num_before: Positions before the first query.
     """
     native, kind = kernels(), kind_of(q)
-    num_queries, num_heads, width = q.shape
-    if native is None or kind is None or num_queries > MAX_QUERIES:
+    if native is None or kind is None or len(q) > MAX_QUERIES:
         return None
+    attend = partial(native.attend_codes, kind, native.instructions)
+    size = keys.shape[0] * CODE_TILE
+    return _of_one_sequence(attend, config, q, keys, values, size, num_before)
+
+
+def _of_one_sequence(
+    attend: Callable[..., None],
+    config: AttentionConfig,
+    q: Float[Tensor, "Q H D"],
+    keys: Tensor,
+    values: Tensor,
+    num_places: int,
+    num_before: int,
+) -> Float[Tensor, "Q H D"]:
+    """Let a kernel attend over one block with all places, in which the sequence lies."""
+    num_queries, num_heads, width = q.shape
     q = q.contiguous()
     mixed = torch.empty_like(q)
     ends = array("i", range(num_before + 1, num_before + 1 + num_queries))
     zeros = array("i", bytes(4 * num_queries))  # one block, from which all queries read
-    native.attend_codes(
-        kind,
-        native.instructions,
+    attend(
         q.data_ptr(),
         keys.data_ptr(),
         values.data_ptr(),
@@ -210,7 +198,7 @@ def attend_codes(
         num_heads,
         keys.shape[1],
         width,
-        keys.shape[0] * CODE_TILE,
+        num_places,
         config.window or 0,
         config.scale,
         config.softcap or 0.0,
