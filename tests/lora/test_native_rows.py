@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hyprstream.kernels.native import open_kernels
+from hyprstream.kernels.native import KINDS, Instructions, open_kernels
 from hyprstream.lora.native_rows import NativeRows, RowGroups
 from hyprstream.lora.ops import low_rank_product
 from hyprstream.lora.regions import Region
@@ -18,10 +18,21 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def kernel(dtype):
-    rows = NativeRows.open(dtype, CPU)
-    assert rows is not None
-    return rows
+def kernel(dtype, instructions=Instructions.AVX512_BF16):
+    """The kernel with the widest instructions that there are up to the given ones."""
+    kernels = open_kernels()
+    assert kernels is not None
+    kernels.instructions = min(kernels.available, instructions)
+    return NativeRows(kernels, KINDS[str(dtype).removeprefix("torch.")], dtype)
+
+
+def every_kind():
+    """Instructions that differ here, from the widest down."""
+    kernels = open_kernels()
+    assert kernels is not None
+    return [
+        each for each in (Instructions.AVX512_BF16, Instructions.PLAIN) if each <= kernels.available
+    ]
 
 
 def expected(x, a, b, groups):
@@ -39,7 +50,7 @@ def expected(x, a, b, groups):
     inputs=st.integers(1, 200),
     outputs=st.integers(1, 150),
     slots=st.lists(st.integers(0, 4), min_size=1, max_size=20),
-    ranks=st.lists(st.integers(1, 9), min_size=4, max_size=4),
+    ranks=st.lists(st.integers(1, 20), min_size=4, max_size=4),
     dtype=st.sampled_from(DTYPES),
     seed=st.integers(0, 1000),
 )
@@ -56,33 +67,69 @@ def test_rows_get_what_their_ranks_add_and_others_nothing(
         for slot in range(1, 5)
         if (rows := [row for row, each in enumerate(slots) if each == slot])
     ]
-    ours = kernel(dtype).product(x, a, b, RowGroups.of(groups))
-    tolerance = 1e-4 if dtype == torch.float32 else 1e-2
     wanted = expected(x, a, b, groups)
     scale = float(wanted.abs().max()) + 1
-    torch.testing.assert_close(ours, wanted, atol=tolerance * scale, rtol=tolerance)
-    idle = [row for row, slot in enumerate(slots) if slot == 0]
-    assert (ours[idle].float().view(torch.int32) == -(2**31)).all(), "idle rows get -0"
-    for region, rows in groups:
-        alone = kernel(dtype).product(x[rows[:1]], a, b, RowGroups.of([(region, [0])]))
-        assert torch.equal(alone[0], ours[rows[0]]), "a row feels its neighbours"
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-2
+    for instructions in every_kind():
+        rows_of = kernel(dtype, instructions)
+        ours = rows_of.product(x, a, b, RowGroups.of(groups))
+        torch.testing.assert_close(ours, wanted, atol=tolerance * scale, rtol=tolerance)
+        idle = [row for row, slot in enumerate(slots) if slot == 0]
+        assert (ours[idle].float().view(torch.int32) == -(2**31)).all(), "idle rows get -0"
+        for region, rows in groups:
+            alone = rows_of.product(x[rows[:1]], a, b, RowGroups.of([(region, [0])]))
+            assert torch.equal(alone[0], ours[rows[0]]), "a row feels its neighbours"
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_groups_are_divided_among_threads_and_nothing_changes(dtype):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(9, 600, generator=generator).to(dtype)
+    a = torch.randn(9 * 16, 600, generator=generator).to(dtype)
+    b = torch.randn(9 * 16, 1500, generator=generator).to(dtype)
+    groups = RowGroups.of([(Region(16 * i, 16 * i + 16), [i]) for i in range(9)])
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(kernel(dtype).product(x, a, b, groups))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("instructions", Instructions)
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), 3.3895e38])
-def test_what_is_no_number_stays_none(value):
+def test_what_is_no_number_stays_none(value, instructions):
     x = torch.tensor([[value]], dtype=torch.bfloat16)
     one = torch.ones(1, 1, dtype=torch.bfloat16)
-    ours = kernel(torch.bfloat16).product(x, one, one, RowGroups.of([(Region(0, 1), [0])]))
+    rows = kernel(torch.bfloat16, instructions)
+    ours = rows.product(x, one, one, RowGroups.of([(Region(0, 1), [0])]))
     torch.testing.assert_close(ours, x, equal_nan=True)
 
 
-def test_sums_are_rounded_to_the_nearest_bfloat16_and_ties_to_even():
+@pytest.mark.parametrize("instructions", Instructions)
+def test_what_a_group_does_not_have_is_not_read(instructions):
+    """Ranks and outputs beside those of a group may be anything."""
+    a, b = (torch.full((5, 40), torch.nan, dtype=torch.bfloat16) for _ in range(2))
+    a[1:4], b[1:4] = 0.5, 0.25
+    x = torch.ones(1, 40, dtype=torch.bfloat16)
+    rows = kernel(torch.bfloat16, instructions)
+    ours = rows.product(x, a, b, RowGroups.of([(Region(1, 4), [0])]))
+    assert (ours == 3 * 20 * 0.25).all()
+
+
+@pytest.mark.parametrize("instructions", Instructions)
+def test_sums_are_rounded_to_the_nearest_bfloat16_and_ties_to_even(instructions):
     x = torch.tensor([[1.0]], dtype=torch.bfloat16)
     # Two ranks that add up to what lies between, or halfway between, two bfloat16 numbers.
     values = torch.tensor([[1.0, 1.0, 1.0], [2**-8, 3 * 2**-8, 2**-7]])
     a = torch.ones(2, 1, dtype=torch.bfloat16)
     b = values.to(torch.bfloat16)
-    ours = kernel(torch.bfloat16).product(x, a, b, RowGroups.of([(Region(0, 2), [0])]))
+    rows = kernel(torch.bfloat16, instructions)
+    ours = rows.product(x, a, b, RowGroups.of([(Region(0, 2), [0])]))
     assert torch.equal(ours[0], values.sum(0).to(torch.bfloat16))
 
 

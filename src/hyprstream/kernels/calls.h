@@ -15,7 +15,8 @@ void hyprstream_rotate(int64_t kind, const void* x, const void* cosines, const v
 void hyprstream_gate(int64_t kind, const void* x, const void* up, int64_t count, void* y);
 void hyprstream_low_rank(int64_t kind, const void* x, const void* a, const void* b, void* y,
                          int64_t inputs, int64_t outputs, int64_t num_groups, const int32_t* ranks,
-                         const int32_t* ends, const int32_t* rows);
+                         const int32_t* ends, const int32_t* rows, int64_t threads,
+                         int64_t instructions);
 void hyprstream_attend(int64_t kind, const void* q, const void* keys, const void* values, void* y,
                        int64_t num_queries, const int32_t* ends, const int32_t* tables,
                        const int32_t* blocks, int64_t heads, int64_t kv_heads, int64_t width,

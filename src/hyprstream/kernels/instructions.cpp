@@ -9,7 +9,7 @@ int64_t hyprstream_instructions() {
 #ifdef HAS_AVX
     const bool has_words = __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
     if (__builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni") && has_words)
-        return kAvx512;
+        return __builtin_cpu_supports("avx512bf16") ? kAvx512Bf16 : kAvx512;
     const bool has_halves = __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
     if (__builtin_cpu_supports("avx2") && has_halves)
         return __builtin_cpu_supports("avxvnni") ? kAvxVnni : kAvx2;

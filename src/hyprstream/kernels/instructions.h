@@ -17,4 +17,5 @@ enum Instructions : int64_t {
     kAvx2 = 1,     // 8 numbers at a time; bytes are multiplied in pairs
     kAvxVnni = 2,  // ... four bytes at a time
     kAvx512 = 3,   // 16 numbers and four bytes at a time
+    kAvx512Bf16 = 4,  // ... 32 products of bfloat16
 };

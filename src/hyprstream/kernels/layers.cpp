@@ -116,7 +116,8 @@ void apply(const Layer& layer, const LowRank* adapters, const Step& step, const 
         if (!adapters || !adapters[first + i].a) continue;
         const LowRank& added = adapters[first + i];
         hyprstream_low_rank(kBfloat16, x, added.a, added.b, y[i], linears[i].inputs(), outputs,
-                            added.num_groups, added.ranks, added.ends, added.rows);
+                            added.num_groups, added.ranks, added.ends, added.rows, step.threads,
+                            step.instructions);
     }
 }
 

@@ -26,14 +26,15 @@ INSTRUCTIONS_VARIABLE = "HYPRSTREAM_INSTRUCTIONS"
 class Instructions(IntEnum):
     """What computes products, from the plainest to the widest: `Instructions` of instructions.h.
 
-    Whichever do, results are the same to the last bit. `PLAIN` is there to be compared with;
-    torch is faster.
+    Whichever do, products with weights are the same to the last bit; those of adapters are
+    rounded otherwise by `AVX512_BF16`. `PLAIN` is there to be compared with; torch is faster.
     """
 
     PLAIN = 0
     AVX2 = 1
     AVX_VNNI = 2
     AVX512 = 3
+    AVX512_BF16 = 4
 
 
 class PackedMatrix(ctypes.Structure):
@@ -147,7 +148,7 @@ class Kernels:
     def __init__(self, library: ctypes.CDLL) -> None:
         pointer, size, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
         self.low_rank = _function(
-            library, "low_rank", size, *[pointer] * 4, *[size] * 3, *[pointer] * 3
+            library, "low_rank", size, *[pointer] * 4, *[size] * 3, *[pointer] * 3, size, size
         )
         """Adds low-rank adapters to rows: see `low_rank.cpp`."""
         self.peaks = _function(library, "peaks", size, pointer, size, size, pointer, pointer)

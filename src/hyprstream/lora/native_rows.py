@@ -64,7 +64,7 @@ class NativeRows:
     """The kernel for one dtype of activations and stacks."""
 
     def __init__(self, kernels: Kernels, kind: Kind, dtype: torch.dtype) -> None:
-        self._low_rank = kernels.low_rank
+        self._kernels = kernels
         self._kind = kind
         self._dtype = dtype
 
@@ -113,7 +113,7 @@ class NativeRows:
         assert y.is_contiguous(), "rows to add to lie together"
         assert y.dtype == x.dtype, f"rows of {x.dtype} add to {y.dtype}"
         x = x.contiguous()
-        self._low_rank(
+        self._kernels.low_rank(
             self._kind,
             x.data_ptr(),
             a.data_ptr(),
@@ -122,5 +122,7 @@ class NativeRows:
             x.shape[1],
             b.shape[1],
             *groups.addresses,
+            torch.get_num_threads(),
+            self._kernels.instructions,
         )
         return y

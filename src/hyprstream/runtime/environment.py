@@ -29,6 +29,7 @@ _INSTRUCTIONS: Mapping[Instructions, str] = {
     Instructions.AVX2: "AVX2",
     Instructions.AVX_VNNI: "AVX_VNNI",
     Instructions.AVX512: "AVX512_VNNI",
+    Instructions.AVX512_BF16: "AVX512_VNNI and AVX512_BF16",
 }
 
 
