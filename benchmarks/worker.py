@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.vllm_peer import vllm_steps
 
-PROMPT_TOKENS = 256
+PROMPT_TOKENS = int(os.environ.get("HYPRSTREAM_BENCH_PROMPT", "256"))
 NEW_TOKENS = 48
 NUM_THREADS = int(os.environ.get("OMP_NUM_THREADS", "1"))
 KV_CACHE_DTYPE = os.environ.get("HYPRSTREAM_BENCH_KV", "auto")

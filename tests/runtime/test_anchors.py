@@ -10,7 +10,7 @@ from hyprstream.errors import ConflictError
 from hyprstream.lora.spec import LoraSpec
 from hyprstream.runtime.adapted import Recipe, create_adapter
 from hyprstream.runtime.adapters import open_adapters
-from hyprstream.runtime.anchors import ANCHOR_SEED, anchors_for, kept_texts
+from hyprstream.runtime.anchors import ANCHOR_SEED, anchors_for, kept_texts, num_sheets
 from hyprstream.runtime.model import Model
 from hyprstream.runtime.settings import Settings
 from hyprstream.runtime.trained import finish_training
@@ -63,6 +63,25 @@ def test_anchors_follow_from_the_model_and_the_seed(tiny, anchors):
     assert other.fingerprint != anchors.fingerprint
     assert not set(anchors.pulled) & set(anchors.held_out)
     assert len(set(anchors.pulled)) == len(anchors.pulled)
+
+
+def test_sheets_are_made_one_by_one_and_those_that_are_kept_stay(tiny, anchors, home):
+    told: list[tuple[int, int]] = []
+    folder = home / "anchors"
+    more = anchors_for(tiny, folder, sheets=2, tell=lambda *counts: told.append(counts))
+    assert told == [(48, 96), (96, 96)]
+    assert more.held_out == anchors.held_out
+    assert more.pulled[:40] == anchors.pulled
+    assert len(set(more.pulled)) == len(more.pulled) == 88
+    told.clear()
+    assert anchors_for(tiny, folder, sheets=2, tell=lambda *counts: told.append(counts)) == more
+    assert not told
+    (second,) = folder.glob("*-1.json")
+    second.unlink()
+
+
+def test_long_runs_are_held_by_more_text():
+    assert [num_sheets(steps * 256) for steps in (1, 30, 31, 160, 1000)] == [1, 1, 2, 5, 8]
 
 
 def test_the_token_that_a_text_was_drawn_from_is_left_out(tiny, anchors):
@@ -173,7 +192,7 @@ def test_who_says_nothing_gets_small_steps_that_are_enough_of_them(tiny, adapter
     data = plan_of(tmp_path, 1).data
     folder, kept = tmp_path / "training", home / "anchors"
     with Training(adapters, "poet", tiny, folder, anchors=kept) as training:
-        run = training.begin(TrainingPlan(data=data))
+        run = training.begin(TrainingPlan(data=data, train={"anchor_tokens": 32}))
     assert run.config.base_pull == USUAL_TRAINING["base_pull"] > 0
     assert run.config.learning_rate == USUAL_TRAINING["learning_rate"]
     assert run.length.num_steps == USUAL_STEPS == run.config.total_steps

@@ -18,9 +18,9 @@ from hyprstream.errors import HyprstreamError, InvalidRequestError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from hyprstream.cli.progress import LessonSteps, StepProgress, TransferProgress
+    from hyprstream.cli.progress import CountProgress, LessonSteps, StepProgress, TransferProgress
 else:
-    Console = LessonSteps = StepProgress = TransferProgress = (
+    Console = CountProgress = LessonSteps = StepProgress = TransferProgress = (
         object  # rich is imported when something is printed with it
     )
 
@@ -118,6 +118,12 @@ class Output:
         from hyprstream.cli.progress import TransferProgress
 
         return TransferProgress(self._console("stderr"), quiet=self.quiet)
+
+    def counted(self, label: str) -> CountProgress:
+        """Follow what is counted inside a `with` block."""
+        from hyprstream.cli.progress import CountProgress
+
+        return CountProgress(self._console("stderr"), label, quiet=self.quiet)
 
     def steps(self, num_steps: int) -> StepProgress:
         """Follow a training inside a `with` block."""

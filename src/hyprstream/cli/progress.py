@@ -96,6 +96,50 @@ class TransferProgress:
         self._bars.stop()
 
 
+class CountProgress:
+    """Follows what is counted on stderr: a bar, or a line when it begins.
+
+    It appears with the first count, so that what is there already is not told.
+    """
+
+    def __init__(self, console: Console, label: str, *, quiet: bool) -> None:
+        self._console = console
+        self._label = label
+        self._quiet = quiet
+        self._is_begun = False
+        self._bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("{task.completed:.0f} of {task.total:.0f}", markup=False),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=quiet or not console.is_terminal,
+        )
+        self._task = self._bar.add_task(label, total=None)
+
+    def show(self, done: int, total: int) -> None:
+        """Show how many are done."""
+        if not self._is_begun:
+            self._is_begun = True
+            if not self._bar.disable:
+                self._bar.start()
+            elif not self._quiet:
+                self._console.print(f"{self._label} ({total})", markup=False, soft_wrap=True)
+        self._bar.update(self._task, completed=done, total=total)
+
+    def __enter__(self) -> "CountProgress":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+
 class StepProgress:
     """Follows the steps of a training on stderr: a line that changes, or one for each look."""
 

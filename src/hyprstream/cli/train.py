@@ -126,7 +126,9 @@ def start(
         with Training(adapters, name, model, folder, force=force, anchors=anchors) as training:
             if discard:
                 training.discard()
-            run = training.resume() if plan is None else training.begin(plan)
+            with output.counted("writing down what the model says itself") as texts:
+                training.tell = texts.show
+                run = training.resume() if plan is None else training.begin(plan)
             if run.warning:
                 output.warn(run.warning)
             _say_data(output, run)

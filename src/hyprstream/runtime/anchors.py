@@ -4,11 +4,16 @@ A model that is left to itself, from a token drawn at random, says a little of a
 knows. What it would have said is then what an adapter has to leave alone (`base_pull`). Made
 once for a model and a seed, and kept; whoever trains in the foreground and whoever learns
 while it serves takes it from here.
+
+Texts come in sheets of 48, each made in one batch and kept in a file of its own, so that a text
+is the same whoever asks for how many. An adapter that is held by few texts for long learns those
+by heart, and forgets others.
 """
 
 import hashlib
 import json
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,11 +30,16 @@ from hyprstream.refs import ModelFingerprint, RequestId
 from hyprstream.runtime.model import Model
 from hyprstream.train.sample import Sample
 
+Tell = Callable[[int, int], None]
+"""Told how many texts there are, and how many there will be."""
+
 ANCHOR_SEED = 0
 """Of the text; the same for all trainings of a model, so that it is made once."""
 
-_NUM_TEXTS = 48
-_NUM_HELD_OUT = 8  # of them, by which is measured what was forgotten
+_SHEET_TEXTS = 48
+_NUM_HELD_OUT = 8  # of the first sheet, by which is measured what was forgotten
+_MOST_SHEETS = 8
+_USES = 3  # of a text in a run
 _TEXT_TOKENS = 64
 _FORM = 2  # of the kept file; another one is made anew
 _MAX_FILE_BYTES = 1 << 20
@@ -62,39 +72,73 @@ class Anchors:
         return replace(self, pulled=pulled, held_out=held_out)
 
 
-def anchors_for(model: Model, folder: Path | None = None, *, seed: int = ANCHOR_SEED) -> Anchors:
+def num_sheets(num_tokens: int) -> int:
+    """Return how many sheets a run wants that is held by so many tokens of text in all its steps.
+
+    Example:
+        >>> [num_sheets(steps * 256) for steps in (10, 100, 1000)]
+        [1, 3, 8]
+    """
+    num_pulled = -(-num_tokens // (_USES * _TEXT_TOKENS))
+    return max(1, min(_MOST_SHEETS, -(-(num_pulled + _NUM_HELD_OUT) // _SHEET_TEXTS)))
+
+
+def anchors_for(
+    model: Model,
+    folder: Path | None = None,
+    *,
+    sheets: int = 1,
+    seed: int = ANCHOR_SEED,
+    tell: Tell | None = None,
+) -> Anchors:
     """Return the anchors of a model: those that are kept, or new ones, which are kept then.
 
     Args:
         model: The base; an adapter beside it takes no part.
         folder: Where anchors are kept, by the fingerprint of the model; None keeps none.
+        sheets: How many, of 48 texts each.
         seed: Decides all that is random.
+        tell: Called before each sheet that has to be made, which takes seconds, and at the end.
 
     Raises:
         UnsupportedError: The model generates no text.
     """
-    file = None if folder is None else folder / f"{_identity(model.fingerprint)}-{seed}.json"
-    texts = None if file is None else kept_texts(file, model.decoder.config.vocab_size)
-    if texts is None:
-        texts = _generated(model, seed)
-        if file is not None:
-            _keep(file, texts)
+    texts: list[list[int]] = []
+    total, is_told = sheets * _SHEET_TEXTS, False
+    for number in range(sheets):
+        file = None if folder is None else _file(folder, model, seed, number)
+        sheet = None if file is None else kept_texts(file, model.decoder.config.vocab_size)
+        if sheet is None:
+            if tell is not None:
+                tell(len(texts), total)
+                is_told = True
+            sheet = _generated(model, seed, number)
+            if file is not None:
+                _keep(file, sheet)
+        texts += sheet
+    if tell is not None and is_told:
+        tell(total, total)
     samples = tuple(Sample.text(text) for text in texts)
     return Anchors(pulled=samples[_NUM_HELD_OUT:], held_out=samples[:_NUM_HELD_OUT])
+
+
+def _file(folder: Path, model: Model, seed: int, sheet: int) -> Path:
+    name = f"{_identity(model.fingerprint)}-{seed}"
+    return folder / (f"{name}-{sheet}.json" if sheet else f"{name}.json")
 
 
 def _identity(of: ModelFingerprint) -> str:
     return hashlib.sha256(f"{of.config_sha256} {of.weights_sha256}".encode()).hexdigest()[:32]
 
 
-def _generated(model: Model, seed: int) -> list[list[int]]:
+def _generated(model: Model, seed: int, sheet: int) -> list[list[int]]:
     decoder = model.decoder
     vocab_size, context = decoder.config.vocab_size, decoder.config.context_length
     length = min(_TEXT_TOKENS + 1, context - 1)
     # Control tokens end or begin something: alone they say nothing of what the model knows.
     control = model.tokenizer.control_ids
     begins = [token for token in range(vocab_size) if token not in control]
-    chance = random.Random(seed)  # noqa: S311 - no secret
+    chance = random.Random(f"{seed} {sheet}" if sheet else seed)  # noqa: S311 - no secret
     requests = [
         Request(
             id=RequestId(str(number)),
@@ -103,7 +147,7 @@ def _generated(model: Model, seed: int) -> list[list[int]]:
                 max_tokens=length, seed=chance.randrange(1 << 31), ignore_eos=True
             ),
         )
-        for number in range(_NUM_TEXTS)
+        for number in range(_SHEET_TEXTS)
     ]
     events = run_all(build_core(decoder, _config(decoder, length)), requests)
     # Without the token that was drawn: all others look at the first one, and behind one that
@@ -114,10 +158,10 @@ def _generated(model: Model, seed: int) -> list[list[int]]:
 def _config(decoder: Decoder, length: int) -> EngineConfig:
     """Return an engine that holds all texts at a time, and nothing else."""
     usual = EngineConfig()
-    blocks = _NUM_TEXTS * (length // usual.block_tokens + 2)
+    blocks = _SHEET_TEXTS * (length // usual.block_tokens + 2)
     size = block_bytes(decoder.config, decoder.dtype, usual.block_tokens)
     return EngineConfig(
-        max_sequences=_NUM_TEXTS,
+        max_sequences=_SHEET_TEXTS,
         kv_memory_bytes=blocks * size,
         num_slots=0,
         prefix_caching=False,
@@ -136,7 +180,7 @@ def kept_texts(file: Path, vocab_size: int) -> list[list[int]] | None:
     if not isinstance(kept, dict) or kept.get("form") != _FORM:
         return None
     texts = kept.get("texts")
-    if not isinstance(texts, list) or len(texts) != _NUM_TEXTS:
+    if not isinstance(texts, list) or len(texts) != _SHEET_TEXTS:
         return None
     return texts if all(_is_text(text, vocab_size) for text in texts) else None
 

@@ -25,7 +25,7 @@ from hyprstream.lora.basis import BaseLayers
 from hyprstream.lora.weights import LoraWeights
 from hyprstream.runtime.adapted import LoadedAdapter, load_adapter
 from hyprstream.runtime.adapters import Adapters
-from hyprstream.runtime.anchors import anchors_for
+from hyprstream.runtime.anchors import Anchors, Tell, anchors_for, num_sheets
 from hyprstream.runtime.exchange import spec_of
 from hyprstream.runtime.model import Model
 from hyprstream.runtime.recorded_training import recorded_training
@@ -75,10 +75,7 @@ class TrainingRun:
         self.material: Material = read_material(self.model, plan)
         self.config, self.length = _completed(plan, self.material)
         is_pulled = self.config.base_pull and self.material.method == "answers"
-        longest = min(self.config.batch_tokens, self.config.anchor_tokens)
-        self.anchors = (
-            anchors_for(self.model, training.anchors).within(longest) if is_pulled else None
-        )
+        self.anchors = self._text_to_hold(training) if is_pulled else None
         self._check_unchanged(settings or self._settings())
         self.trainer = Trainer(self.model.decoder)
         spec = spec_of(self.adapters.manifest(self.parent).spec)
@@ -105,6 +102,12 @@ class TrainingRun:
     def is_stop_wanted(self) -> bool:
         """Tell whether somebody asked for an end after the current step."""
         return self.place.is_stop_wanted
+
+    def _text_to_hold(self, training: "Training") -> Anchors:
+        num_tokens = self.length.num_steps * self.config.accumulation * self.config.anchor_tokens
+        sheets = num_sheets(num_tokens)
+        anchors = anchors_for(self.model, training.anchors, sheets=sheets, tell=training.tell)
+        return anchors.within(min(self.config.batch_tokens, self.config.anchor_tokens))
 
     def _tell(self) -> None:
         curve = self.run.curve
@@ -204,6 +207,7 @@ class Training:
         model: What it is trained on.
         folder: Where the run is saved.
         anchors: Where texts of base models are kept.
+        tell: Called while they are made; None at first.
 
     Args:
         adapters: Where the adapter is.
@@ -232,6 +236,7 @@ class Training:
         self.name, self.folder = self.place.name, self.place.folder
         self.model = model
         self.anchors = anchors
+        self.tell: Tell | None = None
         self._force = force
         self._held = ExitStack()
 
