@@ -23,6 +23,11 @@ Filters are defined as in transformers, whose processors the tests compare with;
 
 The random numbers of a sequence are its own, one for each token: which one the i-th token
 gets depends on the seed alone, not on the batch, nor on the parameters.
+
+In float32 an answer is the same, token by token, whatever else is served. In other dtypes a
+prompt is rounded otherwise where it is computed in other pieces: in chunks beside other
+requests, or behind a prefix that was kept (`engine.prefix_caching`). Where two tokens are all
+but equally likely, the answer may then go on with the other one.
 Runs on the engine thread.
 """
 
