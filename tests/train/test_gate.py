@@ -169,6 +169,25 @@ def test_a_screen_finds_what_can_be_seen_in_a_batch():
     assert list(found.values()) == ["repeats"] * 2 + ["flood"] * 5 + ["contradiction"] * 2
 
 
+def labelled(*counts: int) -> list[Sample]:
+    """Answers that so many prompts have, each."""
+    labels = [label for label, count in enumerate(counts) for _ in range(count)]
+    return [sample(10 * n, 900 + label, 7) for n, label in enumerate(labels)]
+
+
+@pytest.mark.parametrize("counts", [(16, 16, 16, 16), (40, 20), (10,) * 12, (30, 10, 10, 10)])
+def test_labels_that_many_prompts_have_are_no_flood(counts):
+    assert screen(labelled(*counts)) == {}
+
+
+@pytest.mark.parametrize(
+    ("counts", "num_flooding"),
+    [((64,), 64), ((50, 10), 50), ((20, *[1] * 40), 20), ((8, 8, *[1] * 48), 16)],
+)
+def test_an_answer_that_far_more_prompts_have_than_others_is_a_flood(counts, num_flooding):
+    assert list(screen(labelled(*counts)).values()) == ["flood"] * num_flooding
+
+
 def test_unlikely_samples_are_those_beyond_noise_or_far_from_the_others():
     usual = [2.0 + 0.01 * n for n in range(40)]
     assert unlikely(usual, 6.0) == {}

@@ -20,6 +20,7 @@ _MOST_COMMON = 0.5  # share of one token in an answer
 _LEAST_DISTINCT = 0.3  # share of distinct pairs among its pairs of tokens
 _FLOOD_PROMPTS = 3  # that one answer may be given to
 _FLOOD_SHARE = 0.1  # of the batch, at which that is a flood
+_FLOOD_TIMES = 4  # as many prompts as other answers have: labels have many, and no one most
 _SPREADS = 8.0  # median deviations above the median at which a loss is an outlier
 
 
@@ -31,11 +32,11 @@ def screen(samples: Sequence[Sample]) -> dict[int, Suspicion]:
     for sample in samples:
         prompts[prompt_digest(sample)].add(answer(sample))
         answers[answer(sample)].add(prompt_digest(sample))
-    most = max(_FLOOD_PROMPTS, _FLOOD_SHARE * len(samples))
+    floods = _floods([(answer(s), len(answers[answer(s)])) for s in samples])
     for place, sample in enumerate(samples):
         if _repeats(answer(sample)):
             found[place] = "repeats"
-        elif len(answers[answer(sample)]) > most:
+        elif answer(sample) in floods:
             found[place] = "flood"
         elif len(prompts[prompt_digest(sample)]) > 1:
             found[place] = "contradiction"
@@ -92,6 +93,17 @@ def answer(sample: Sample) -> tuple[int, ...]:
 def counted(found: Mapping[int, Suspicion]) -> dict[Suspicion, int]:
     """Count suspicions of each kind."""
     return dict(Counter(found.values()))
+
+
+def _floods(given: Sequence[tuple[tuple[int, ...], int]]) -> set[tuple[int, ...]]:
+    """Return the answers that too many prompts have, of an answer and that number for each sample."""
+    most = max(_FLOOD_PROMPTS, _FLOOD_SHARE * len(given))
+    floods = set()
+    for common, count in {each for each in given if each[1] > most}:
+        others = [number for other, number in given if other != common]
+        if not others or count > _FLOOD_TIMES * statistics.median(others):
+            floods.add(common)
+    return floods
 
 
 def _repeats(tokens: Sequence[int]) -> bool:
