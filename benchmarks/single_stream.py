@@ -4,7 +4,7 @@ Each measurement is a process of its own, with one thread or as many as
 `HYPRSTREAM_BENCH_THREADS` says; the engines take turns, round after round, and a ratio is taken
 within each round. `HYPRSTREAM_BENCH_PARTS` chooses among the tables: `stored,expanded,qwen3`.
 vLLM takes part in bfloat16, where `HYPRSTREAM_BENCH_VLLM` names an interpreter that has it.
-`HYPRSTREAM_BENCH_KV=int8` keeps Hyprstream's keys and values in 8 bits; `HYPRSTREAM_BENCH_PROMPT` is
+`HYPRSTREAM_BENCH_KV=int8` keeps our keys and values in 8 bits; `HYPRSTREAM_BENCH_PROMPT` is
 how many tokens a prompt has (256).
 """
 

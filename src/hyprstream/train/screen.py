@@ -96,7 +96,7 @@ def counted(found: Mapping[int, Suspicion]) -> dict[Suspicion, int]:
 
 
 def _floods(given: Sequence[tuple[tuple[int, ...], int]]) -> set[tuple[int, ...]]:
-    """Return the answers that too many prompts have, of an answer and that number for each sample."""
+    """Return the answers of too many prompts; given are answer and number, of each sample."""
     most = max(_FLOOD_PROMPTS, _FLOOD_SHARE * len(given))
     floods = set()
     for common, count in {each for each in given if each[1] > most}:
