@@ -75,9 +75,14 @@ def bfloat16_is_fast() -> bool:
     against 111, an AMD one with AVX512_BF16 190 against 77. AMX is taken to be faster.
     """
     native = kernels()
-    if native is None or torch.cpu._is_amx_tile_supported():
+    if native is None or has_amx():
         return True
     return bool(native.multiplies_bfloat16())
+
+
+def has_amx() -> bool:
+    """Tell whether the processor has Intel's instructions for whole tiles of a matrix."""
+    return bool(torch.cpu._is_amx_tile_supported())
 
 
 def work_dtype(x: Float[Tensor, "T _"]) -> torch.dtype:

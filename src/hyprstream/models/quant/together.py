@@ -20,8 +20,9 @@ from hyprstream.models.quant import products
 _MAX_WEIGHTS = 3
 # Up to so many rows products with dense weights were faster than torch's (docs/decisions/0010).
 _MANY_ROWS = 64
-# Where torch has instructions for bfloat16 only so many, where reading the weights is what
-# takes the time: nothing was measured on such processors.
+# The same where AVX512_BF16 makes torch's faster.
+_SOME_ROWS = 16
+# With AMX only so many, where reading the weights is what takes the time: nothing was measured.
 _FEW_ROWS = 4
 
 
@@ -119,4 +120,6 @@ def max_dense_rows() -> int:
     native = kernels()
     if native is None or native.instructions == Instructions.PLAIN:
         return 0
-    return _FEW_ROWS if products.bfloat16_is_fast() else _MANY_ROWS
+    if not products.bfloat16_is_fast():
+        return _MANY_ROWS
+    return _FEW_ROWS if products.has_amx() else _SOME_ROWS
