@@ -79,7 +79,7 @@ def ways(x: torch.Tensor, y: torch.Tensor) -> Mapping[str, Callable[[DenseWeight
     found = {
         each.name.lower(): kernel(each)
         for each in (Instructions.AVX512, Instructions.AVX2)
-        if each <= kernels.available
+        if each in kernels.available
     }
     return {
         **found,

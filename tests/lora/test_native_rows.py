@@ -22,7 +22,7 @@ def kernel(dtype, instructions=Instructions.AVX512_BF16):
     """The kernel with the widest instructions that there are up to the given ones."""
     kernels = open_kernels()
     assert kernels is not None
-    kernels.instructions = min(kernels.available, instructions)
+    kernels.instructions = kernels.widest(instructions)
     return NativeRows(kernels, KINDS[str(dtype).removeprefix("torch.")], dtype)
 
 
@@ -31,7 +31,7 @@ def every_kind():
     kernels = open_kernels()
     assert kernels is not None
     return [
-        each for each in (Instructions.AVX512_BF16, Instructions.PLAIN) if each <= kernels.available
+        each for each in (Instructions.AVX512_BF16, Instructions.PLAIN) if each in kernels.available
     ]
 
 

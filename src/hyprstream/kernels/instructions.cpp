@@ -4,17 +4,24 @@
 
 extern "C" {
 
-// The widest of `Instructions` that this processor has.
-int64_t hyprstream_instructions() {
+// Tell whether this processor has one of `Instructions`. A wider one does not imply a narrower:
+// there are processors with AVX-512 and without AVX-VNNI.
+int64_t hyprstream_has_instructions(int64_t instructions) {
+    if (instructions == kPlain) return 1;
 #ifdef HAS_AVX
-    const bool has_words = __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
-    if (__builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni") && has_words)
-        return __builtin_cpu_supports("avx512bf16") ? kAvx512Bf16 : kAvx512;
     const bool has_halves = __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-    if (__builtin_cpu_supports("avx2") && has_halves)
-        return __builtin_cpu_supports("avxvnni") ? kAvxVnni : kAvx2;
+    const bool has_avx2 = __builtin_cpu_supports("avx2") && has_halves;
+    const bool has_words = __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+    const bool has_avx512 = __builtin_cpu_supports("avx512dq") && has_words && has_halves &&
+                            __builtin_cpu_supports("avx512vnni");
+    switch (instructions) {
+        case kAvx2: return has_avx2;
+        case kAvxVnni: return has_avx2 && __builtin_cpu_supports("avxvnni");
+        case kAvx512: return has_avx512;
+        case kAvx512Bf16: return has_avx512 && __builtin_cpu_supports("avx512bf16");
+    }
 #endif
-    return kPlain;
+    return 0;
 }
 
 // Tell whether vectors of bfloat16 are multiplied faster than those of float: on AMD's

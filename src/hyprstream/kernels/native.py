@@ -209,8 +209,14 @@ class Kernels:
         """Whole layers of a decoder, some `NativeLayer`: see `layers.cpp`."""
         self.multiplies_bfloat16 = _function(library, "multiplies_bfloat16", result=size)
         """1 if this processor's products of bfloat16 are worth while, AMX left aside."""
-        self.available = Instructions(_function(library, "instructions", result=size)())
-        self.instructions = min(self.available, _allowed())
+        has = _function(library, "has_instructions", size, result=size)
+        self.available = tuple(each for each in Instructions if has(each))
+        """Those that this processor has, from the plainest; all but `PLAIN` may be missing."""
+        self.instructions = self.widest(_allowed())
+
+    def widest(self, allowed: Instructions) -> Instructions:
+        """Return the widest instructions of this processor that are no wider than `allowed`."""
+        return max(each for each in self.available if each <= allowed)
 
     @property
     def packed_is_fast(self) -> bool:

@@ -108,12 +108,13 @@ def _kernels() -> Check:
     used = f"products take {_INSTRUCTIONS[kernels.instructions]}"
     if not kernels.packed_is_fast:
         used = "products are left to torch"
-    if kernels.instructions < kernels.available:
+    widest = max(kernels.available)
+    if kernels.instructions < widest:
         return Check(
             name="kernels",
             status="warn",
             detail=f"compiled; {used}, because {INSTRUCTIONS_VARIABLE} says so",
-            hint=f"Unset {INSTRUCTIONS_VARIABLE} to take {_INSTRUCTIONS[kernels.available]}.",
+            hint=f"Unset {INSTRUCTIONS_VARIABLE} to take {_INSTRUCTIONS[widest]}.",
         )
     why = "the widest that this processor has"
     if not kernels.packed_is_fast:
