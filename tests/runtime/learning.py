@@ -1,6 +1,7 @@
 """Fakes for the adaptation loop: weights are two numbers, disks and people do as they are told."""
 
 import itertools
+import math
 import zlib
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
@@ -114,12 +115,13 @@ class Report:
 
 @dataclass
 class FakeTrainer:
-    """Every step teaches something; poison does harm too."""
+    """Every step teaches something, until it is too much; poison does harm too."""
 
     clock: FakeClock
     states: dict[AdapterName, list[Skill]] = field(default_factory=dict)
     pending: list[Sample] = field(default_factory=list)
     num_evaluated: int = 0
+    too_much: float = math.inf
 
     @property
     def names(self) -> list[AdapterName]:
@@ -170,8 +172,8 @@ class FakeTrainer:
             if sample.weight != 1.0:  # a trusted one
                 return known + skill.harm * (1 + 0.1 * noise(sample))
             is_foreign = sample.token_ids[-1] != sample.token_ids[0] + 100
-            # Learning always helps, however long it went on.
-            return known + is_foreign + (1 + 0.1 * noise(sample)) / (1 + skill.learnt)
+            use = skill.learnt - 2 * max(0.0, skill.learnt - self.too_much)
+            return known + is_foreign + (1 + 0.1 * noise(sample)) / (1 + use)
 
         def work() -> list[float]:
             self.num_evaluated += len(samples)

@@ -52,7 +52,9 @@ from tests.runtime.learning import (
 )
 
 A, B = AdapterName("a"), AdapterName("b")
-CONFIG = LearnerConfig(min_waiting=12, max_samples=16, samples_per_step=4, min_held_out=8)
+CONFIG = LearnerConfig(
+    min_waiting=12, max_samples=16, samples_per_step=4, epochs=2.0, min_held_out=8
+)
 CANARY = CanaryConfig(max_answers=40, min_answers=5, max_hours=2.0, min_opinions=4)
 TRUSTED = {"manual": [trusted(5000 + number) for number in range(8)]}
 
@@ -273,7 +275,7 @@ def test_poison_is_rejected_and_the_samples_are_gone(stage):
 
 
 def test_a_lesson_stops_where_it_drifts_and_what_was_before_is_judged(tmp_path):
-    stage = Stage(tmp_path, names=(A,), config=replace(CONFIG, drift_every=1))
+    stage = Stage(tmp_path, names=(A,), config=replace(CONFIG, look_every=1))
     stage.add(A, range(24), POISON)
     stage.run()
     [decision] = stage.journal.decisions(A)
@@ -281,13 +283,41 @@ def test_a_lesson_stops_where_it_drifts_and_what_was_before_is_judged(tmp_path):
     assert decision.action == "published"
     assert stage.versions.weights[stage.versions.names[A]] == Skill(learnt=0.05, harm=0.05)
     assert "drifted: +0.1" in decision.reasons[0]
-    told = {name: decision.numbers[name] for name in ("steps", "sound_at_step", "drifted_at_step")}
-    assert told == {"steps": 2, "sound_at_step": 1, "drifted_at_step": 2}
+    told = {name: decision.numbers[name] for name in ("steps", "best_at_step", "drifted_at_step")}
+    assert told == {"steps": 2, "best_at_step": 1, "drifted_at_step": 2}
+    stage.journal.close()
+
+
+def test_a_lesson_ends_when_it_is_of_no_more_use_and_what_was_best_is_judged(tmp_path):
+    config = replace(CONFIG, look_every=1, epochs=12.0, patience=3)
+    stage = Stage(tmp_path, names=(A,), config=config)
+    stage.trainer.too_much = 0.1
+    stage.add(A, range(24))
+    stage.run()
+    first = stage.journal.decisions(A)[0]
+    assert (first.action, first.reasons) == ("published", ())
+    assert {name: first.numbers[name] for name in ("steps", "best_at_step")} == {
+        "steps": 5,
+        "best_at_step": 2,
+    }
+    assert first.version is not None
+    assert stage.versions.weights[first.version].learnt == pytest.approx(0.1)
+    stage.journal.close()
+
+
+@pytest.mark.parametrize(("epochs", "best"), [(2.0, None), (4.0, 12), (6.0, 16)])
+def test_the_last_step_is_looked_at_where_another_may_be_better(tmp_path, epochs, best):
+    stage = Stage(tmp_path, names=(A,), config=replace(CONFIG, epochs=epochs, max_samples=12))
+    stage.trainer.too_much = 0.7
+    stage.add(A, range(24))
+    stage.run()
+    numbers = stage.journal.decisions(A)[0].numbers
+    assert numbers.get("best_at_step") == best, numbers
     stage.journal.close()
 
 
 def test_a_lesson_that_has_drifted_at_the_first_look_is_left_to_the_gate(tmp_path):
-    stage = Stage(tmp_path, names=(A,), config=replace(CONFIG, drift_every=3))
+    stage = Stage(tmp_path, names=(A,), config=replace(CONFIG, look_every=3))
     stage.add(A, range(24), POISON)
     stage.run()
     [decision] = stage.journal.decisions(A)
@@ -656,6 +686,10 @@ def test_settings_that_make_no_sense_are_refused():
         LearnerConfig(epochs=0)
     with pytest.raises(InvalidSettingsError):
         LearnerConfig(min_waiting=0)
+    with pytest.raises(InvalidSettingsError, match="look_samples"):
+        LearnerConfig(look_samples=4)
+    with pytest.raises(InvalidSettingsError, match="look_every"):
+        LearnerConfig(look_every=-1)
     with pytest.raises(InvalidSettingsError):
         WatchConfig(alpha=1.0)
 

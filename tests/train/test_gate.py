@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import random
+import statistics
 
 import pytest
 
@@ -93,6 +94,14 @@ def test_every_check_says_why(changes, reason):
 
 def test_samples_without_prompts_are_judged_without_association():
     assert verdict(association=None).accepted
+
+
+def test_gradients_may_fall_for_as_long_as_none_stands_out():
+    falling = [20 * 0.95**step for step in range(96)]
+    assert max(falling) > 8 * statistics.median(falling)
+    assert verdict(gradient_norms=falling).accepted
+    falling[60] *= 12
+    assert "times the usual" in verdict(gradient_norms=falling).reasons[0]
 
 
 @pytest.mark.parametrize("share", [0.95, 0.99, 0.999])

@@ -104,7 +104,11 @@ class TrainOptions:
     """One option for each field of `TrainConfig` that a person sets."""
 
     learning_rate: Annotated[
-        float | None, _option(_TRAINING, "Highest rate; that of the adapter's spec, or 5e-4.")
+        float | None,
+        _option(
+            _TRAINING,
+            "Highest rate; that of the adapter's spec, or 5e-4 of files, 1e-3 of samples.",
+        ),
     ] = None
     schedule: Annotated[
         Literal["constant", "linear", "cosine"] | None,

@@ -40,7 +40,9 @@ _SHEET_TEXTS = 48
 _NUM_HELD_OUT = 8  # of the first sheet, by which is measured what was forgotten
 _MOST_SHEETS = 8
 _USES = 3  # of a text in a run
-_TEXT_TOKENS = 64
+TEXT_TOKENS = 64
+"""Of each text."""
+
 _FORM = 2  # of the kept file; another one is made anew
 _MAX_FILE_BYTES = 1 << 20
 
@@ -79,7 +81,7 @@ def num_sheets(num_tokens: int) -> int:
         >>> [num_sheets(steps * 256) for steps in (10, 100, 1000)]
         [1, 3, 8]
     """
-    num_pulled = -(-num_tokens // (_USES * _TEXT_TOKENS))
+    num_pulled = -(-num_tokens // (_USES * TEXT_TOKENS))
     return max(1, min(_MOST_SHEETS, -(-(num_pulled + _NUM_HELD_OUT) // _SHEET_TEXTS)))
 
 
@@ -134,7 +136,7 @@ def _identity(of: ModelFingerprint) -> str:
 def _generated(model: Model, seed: int, sheet: int) -> list[list[int]]:
     decoder = model.decoder
     vocab_size, context = decoder.config.vocab_size, decoder.config.context_length
-    length = min(_TEXT_TOKENS + 1, context - 1)
+    length = min(TEXT_TOKENS + 1, context - 1)
     # Control tokens end or begin something: alone they say nothing of what the model knows.
     control = model.tokenizer.control_ids
     begins = [token for token in range(vocab_size) if token not in control]
@@ -188,7 +190,7 @@ def kept_texts(file: Path, vocab_size: int) -> list[list[int]] | None:
 def _is_text(text: object, vocab_size: int) -> bool:
     return (
         isinstance(text, list)
-        and 2 <= len(text) <= _TEXT_TOKENS + 1
+        and 2 <= len(text) <= TEXT_TOKENS + 1
         and all(type(token) is int and 0 <= token < vocab_size for token in text)
     )
 

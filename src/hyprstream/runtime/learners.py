@@ -39,19 +39,23 @@ class LearnerConfig:
     """Fewest samples that make a version."""
     max_samples: int = 128
     """Most samples that make one, used ones that are learnt again included."""
-    samples_per_step: int = 8
+    samples_per_step: int = 16
     """Samples of an optimizer step."""
-    epochs: float = 2.0
-    """How often a sample is learnt from, for one version."""
+    anchors_per_step: int = 4
+    """Texts of the base model's own that a step is held by."""
+    epochs: float = 12.0
+    """How often a sample is learnt from for one version, unless it stops being of use before."""
     eval_tokens: int = 256
     """Tokens that are measured at a time."""
     min_held_out: int = 12
     """Fewest samples to judge by; learning waits for them."""
-    drift_every: int = 8
-    """Steps between looks at whether trusted sets got worse than the gate allows; then a version
-    is made of what was there at the look before. 0: never."""
-    drift_samples: int = 16
-    """Samples of each trusted set that such a look measures."""
+    look_every: int = 8
+    """Steps between looks at samples that are held out, and at whether trusted sets got worse
+    than the gate allows, which ends it. A version is made of what was best. 0: never."""
+    look_samples: int = 16
+    """Samples that a look measures: held out ones, and of each trusted set."""
+    patience: int = 2
+    """Looks in a row that are no better than the best one before learning stops."""
     budget: Budget = field(default_factory=Budget)
     seed: int = 0
     """Decides the order of samples."""
@@ -62,18 +66,25 @@ class LearnerConfig:
         Raises:
             InvalidSettingsError: A field is wrong.
         """
-        counts = ("min_waiting", "max_samples", "samples_per_step", "eval_tokens", "drift_samples")
+        counts = (
+            "min_waiting", "max_samples", "samples_per_step", "anchors_per_step", "eval_tokens",
+            "patience",
+        )  # fmt: skip
         for name in counts:
             if getattr(self, name) < 1:
                 raise InvalidSettingsError(
                     f"{name} is {getattr(self, name)}", hint="Make it 1 or more."
                 )
-        if self.drift_every < 0:
+        if self.look_samples < 8:  # the bounds are not to be trusted below
             raise InvalidSettingsError(
-                f"drift_every is {self.drift_every}", hint="Make it 0 or more."
+                f"look_samples is {self.look_samples}", hint="Make it 8 or more."
+            )
+        if self.look_every < 0:
+            raise InvalidSettingsError(
+                f"look_every is {self.look_every}", hint="Make it 0 or more."
             )
         if not self.epochs > 0:
-            raise InvalidSettingsError(f"epochs is {self.epochs}", hint="Make it 1 or 2.")
+            raise InvalidSettingsError(f"epochs is {self.epochs}", hint="Make it 2 to 12.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 What takes long is a generator that yields between pieces of work; each piece is one slice.
 """
 
+import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -35,8 +36,11 @@ class Lesson(Generic[Weights]):
         train_losses: Of the samples of each step, before it.
         num_tokens: Tokens that were computed for steps.
         trusted_losses: Under the parent, of those trusted samples that are looked at on the way.
-        sound: The weights at the last look at which nothing had drifted too far.
-        drift: Why it stopped before its last step; empty if it did not.
+        looked_at: Held out samples that are looked at on the way.
+        best: The weights at the best look at which nothing had drifted too far.
+        best_loss: Of the held out samples at that look; of no number before there was one.
+        num_worse: Looks since then.
+        drift: What had drifted too far when it stopped for that.
         seconds: Time of all slices.
     """
 
@@ -53,7 +57,10 @@ class Lesson(Generic[Weights]):
     train_losses: list[float] = field(default_factory=list)
     num_tokens: int = 0
     trusted_losses: dict[str, list[float]] = field(default_factory=dict)
-    sound: Weights | None = None
+    looked_at: list[Sample] = field(default_factory=list)
+    best: Weights | None = None
+    best_loss: float = math.inf
+    num_worse: int = 0
     drift: tuple[str, ...] = ()
     seconds: float = 0.0
 

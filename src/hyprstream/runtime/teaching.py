@@ -3,6 +3,7 @@
 Each of these is a generator that yields between pieces of work; each piece is one slice.
 """
 
+import math
 import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -88,7 +89,7 @@ class Teaching(Generic[Weights]):
             chosen, order = order[: config.samples_per_step], order[config.samples_per_step :]
             samples = [kept.sample for kept in chosen if self._is_wanted(kept)]
             if samples:
-                anchors = self._anchors(learner, chance, len(samples))
+                anchors = self._anchors(learner, chance)
                 yield from run(trainer.begin(name, samples, anchors=anchors))
                 report = yield from run(trainer.begin_apply(name))
                 lesson.gradient_norms.append(report.grad_norm)
@@ -98,15 +99,15 @@ class Teaching(Generic[Weights]):
                 lesson.num_tokens += report.num_tokens
                 self._tell(lesson, "learning", num_steps)
                 yield from self._look(lesson, num_steps)
-                if lesson.drift:
+                if lesson.drift or lesson.num_worse >= config.patience:
                     break
         lesson.numbers["steps"] = len(lesson.gradient_norms)
         lesson.numbers["tokens"] = lesson.num_tokens
 
     def candidate(self, lesson: Lesson[Weights]) -> Pieces[Weights]:
-        """Return what came of the steps: of those before it drifted, if it did."""
-        if lesson.drift and lesson.sound is not None:
-            return lesson.sound
+        """Return what came of the steps: of those up to the best look, if there was one."""
+        if lesson.best is not None:
+            return lesson.best
         found: Weights = yield from run(self._parts.trainer.begin_snapshot(lesson.learner.name))
         return found
 
@@ -137,21 +138,41 @@ class Teaching(Generic[Weights]):
         return verdict
 
     def _look(self, lesson: Lesson[Weights], num_steps: int) -> Pieces[None]:
-        """Find out from time to time whether trusted sets got worse than the gate allows.
+        """Find out from time to time what is of use, and whether trusted sets got worse.
 
-        The last step is looked at only if there is something to go back to: the gate looks too.
+        The gate measures all again, on more samples: what is chosen here is only which of a few
+        candidates it is shown. The last step is looked at only if there is another to choose.
         """
         learner, parts, taken = lesson.learner, self._parts, len(lesson.gradient_norms)
         config, is_last = learner.config, taken == num_steps
-        if not config.drift_every or not learner.trusted:
+        if not config.look_every:
             return
-        if lesson.sound is None if is_last else taken % config.drift_every:
+        if lesson.best is None if is_last else taken % config.look_every:
             return
         now = yield from run(parts.trainer.begin_snapshot(learner.name))
+        lesson.drift = yield from self._drift(lesson, now)
+        if lesson.drift:
+            lesson.numbers["drifted_at_step"] = taken
+            return
+        if not lesson.looked_at:
+            held_out = parts.buffer.held_out(learner.name)
+            places = spread(len(held_out), config.look_samples)
+            lesson.looked_at = [held_out[place].sample for place in places]
+        found = yield from losses(parts.trainer, lesson, now, lesson.looked_at)
+        loss = statistics.fmean(found) if found else math.inf
+        if loss < lesson.best_loss:
+            lesson.best, lesson.best_loss, lesson.num_worse = now, loss, 0
+            lesson.numbers["best_at_step"] = taken
+        else:
+            lesson.num_worse += 1
+
+    def _drift(self, lesson: Lesson[Weights], now: Weights) -> Pieces[tuple[str, ...]]:
+        """Tell which trusted sets got worse than the gate allows."""
+        learner, parts, config = lesson.learner, self._parts, lesson.learner.config
         origin = yield from self._base_losses(lesson)
         pairs, ours = {}, {}
         for name, samples in learner.trusted.items():
-            places = spread(len(samples), config.drift_samples)
+            places = spread(len(samples), config.look_samples)
             chosen = [samples[place] for place in places]
             if name not in lesson.trusted_losses:
                 before = yield from losses(parts.trainer, lesson, lesson.start, chosen)
@@ -159,12 +180,7 @@ class Teaching(Generic[Weights]):
             after = yield from losses(parts.trainer, lesson, now, chosen)
             pairs[name] = Pairs(before=lesson.trusted_losses[name], after=after)
             ours[name] = [origin[name][place] for place in places]
-        lesson.drift = parts.gate.drift(pairs, ours)
-        if lesson.drift:
-            lesson.numbers["drifted_at_step"] = taken
-        else:
-            lesson.sound = now
-            lesson.numbers["sound_at_step"] = taken
+        return parts.gate.drift(pairs, ours)
 
     def _tell(self, lesson: Lesson[Weights], phase: Phase, num_steps: int) -> None:
         self._parts.tell(
@@ -191,12 +207,11 @@ class Teaching(Generic[Weights]):
                 known[name] = yield from losses(self._parts.trainer, lesson, None, samples)
         return known
 
-    def _anchors(
-        self, learner: Learner, chance: random.Random, number: int
-    ) -> Sequence[Sample] | None:
+    def _anchors(self, learner: Learner, chance: random.Random) -> Sequence[Sample] | None:
         if not learner.anchors:
             return None
-        return chance.sample(learner.anchors, min(number, len(learner.anchors)))
+        number = min(learner.config.anchors_per_step, len(learner.anchors))
+        return chance.sample(learner.anchors, number)
 
     def _is_wanted(self, kept: Kept) -> bool:
         """Tell whether a sample was not withdrawn meanwhile."""

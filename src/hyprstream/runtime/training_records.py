@@ -26,8 +26,8 @@ USUAL_TRAINING: Mapping[str, Any] = MappingProxyType(
         "base_pull": 1.0,
     }
 )
-"""Fields of `TrainConfig` as they are where nobody says otherwise, in the foreground and while
-serving: what learns facts and forgets little (`python -m benchmarks forgetting`)."""
+"""Fields of `TrainConfig` as they are where nobody says otherwise, in the foreground:
+what learns facts and forgets little (`python -m benchmarks forgetting`)."""
 
 USUAL_STEPS = 160
 """Fewest steps of a run of which nobody says how long it is; it stops when it gets no better."""

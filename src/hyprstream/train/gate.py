@@ -17,6 +17,8 @@ from hyprstream.train.paired import bound_mean
 
 _NO_NUMBER = "a loss is no finite number"
 
+_AROUND = 16  # steps that a gradient is compared with
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateConfig:
@@ -39,7 +41,7 @@ class GateConfig:
     max_norm_growth: float = 2.0
     """Factor by which the norm of the adapter may grow from a version to the next."""
     max_gradient_ratio: float = 8.0
-    """Largest gradient of a step, in medians of all."""
+    """Largest gradient of a step, in medians of those around it."""
 
     def __post_init__(self) -> None:
         """Reject values outside their range.
@@ -154,15 +156,12 @@ class Gate:
         """
         config, reasons = self._config, []
         for name, pairs in trusted.items():
-            rise = statistics.fmean(pairs.changes)
-            total = Pairs(before=origin[name], after=pairs.after).changes
-            if not (
-                rise <= config.max_regression
-                and statistics.fmean(total) <= config.max_total_regression
-            ):
+            rise = bound_mean(pairs.changes, config.alpha)
+            total = statistics.fmean(Pairs(before=origin[name], after=pairs.after).changes)
+            if not (rise.high <= config.max_regression and total <= config.max_total_regression):
                 reasons.append(
-                    f"it drifted: {rise:+.4f} on {name}, "
-                    f"{statistics.fmean(total):+.4f} from the base model"
+                    f"it drifted: {rise.mean:+.4f} ({rise.high:+.4f}) on {name}, "
+                    f"{total:+.4f} from the base model"
                 )
         return tuple(reasons)
 
@@ -195,8 +194,7 @@ class Gate:
         before, after = evidence.norms
         yield "norm_growth", after / before if before else math.inf
         if evidence.gradient_norms:
-            middle = statistics.median(evidence.gradient_norms)
-            yield "gradient_ratio", max(evidence.gradient_norms) / middle if middle else math.inf
+            yield "gradient_ratio", max(_jumps(evidence.gradient_norms))
 
     def _material_numbers(self, material: Material) -> Iterator[tuple[str, float]]:
         if material.association is not None:
@@ -247,6 +245,14 @@ class Gate:
             yield f"its norm grew by a factor of {numbers['norm_growth']:.2f}"
         if numbers.get("gradient_ratio", 0.0) > config.max_gradient_ratio:
             yield f"a gradient was {numbers['gradient_ratio']:.1f} times the usual"
+
+
+def _jumps(norms: Sequence[float]) -> Iterator[float]:
+    """Yield each gradient in medians of the steps around it: of all they fall as it learns."""
+    for place, norm in enumerate(norms):
+        first = max(0, min(place - _AROUND // 2, len(norms) - _AROUND))
+        middle = statistics.median(norms[first : first + _AROUND])
+        yield norm / middle if middle else math.inf
 
 
 def _losses(evidence: Evidence) -> Iterator[float]:
