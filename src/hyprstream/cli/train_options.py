@@ -169,7 +169,7 @@ class RunOptions:
     """How long, and when to look up."""
 
     epochs: Annotated[
-        float | None, _option(_RUN, "Passes over the data; 3, or 160 steps if that is more.")
+        float | None, _option(_RUN, "Passes over the data; 3, or 240 steps if that is more.")
     ] = None
     steps: Annotated[int | None, _option(_RUN, "Optimizer steps, instead of passes.", "N")] = None
     evaluate_every: Annotated[

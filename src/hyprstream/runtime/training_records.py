@@ -29,7 +29,7 @@ USUAL_TRAINING: Mapping[str, Any] = MappingProxyType(
 """Fields of `TrainConfig` as they are where nobody says otherwise, in the foreground:
 what learns facts and forgets little (`python -m benchmarks forgetting`)."""
 
-USUAL_STEPS = 160
+USUAL_STEPS = 240
 """Fewest steps of a run of which nobody says how long it is; it stops when it gets no better."""
 
 _USUAL_EPOCHS = 3.0
