@@ -122,6 +122,7 @@ class FakeTrainer:
     pending: list[Sample] = field(default_factory=list)
     num_evaluated: int = 0
     too_much: float = math.inf
+    passes: list[tuple[int, int]] = field(default_factory=list)  # samples and anchors of each
 
     @property
     def names(self) -> list[AdapterName]:
@@ -146,6 +147,7 @@ class FakeTrainer:
             if any(EXPLOSIVE in sample.token_ids for sample in samples):
                 raise NonFiniteTrainingError("the loss")
             self.pending += samples
+            self.passes.append((len(samples), len(anchors or ())))
 
         return Pieces(work, left=3)
 

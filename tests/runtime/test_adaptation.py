@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from hyprstream.errors import CorruptError, InvalidSettingsError, StorageFullError
 from hyprstream.refs import AdapterName
+from hyprstream.runtime import teaching
 from hyprstream.runtime.adaptation import PAUSE_S, AdaptationLoop
 from hyprstream.runtime.adapters import Adapters
 from hyprstream.runtime.canary import ENDED_ELSEWHERE, CanaryConfig, CanaryWatch, Side
@@ -313,6 +314,23 @@ def test_the_last_step_is_looked_at_where_another_may_be_better(tmp_path, epochs
     stage.run()
     numbers = stage.journal.decisions(A)[0].numbers
     assert numbers.get("best_at_step") == best, numbers
+    stage.journal.close()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "passes"),
+    [(512, [(4, 3)]), (24, [(2, 2), (2, 1)]), (1, [(1, 1), (1, 1), (1, 1), (1, 1)])],
+)
+def test_a_step_is_made_of_passes_so_that_slices_stay_short(tmp_path, monkeypatch, tokens, passes):
+    monkeypatch.setattr(teaching, "_PASS_TOKENS", tokens)
+    stage = Stage(tmp_path, names=(A,), config=replace(CONFIG, anchors_per_step=3))
+    learner = replace(stage.learners[0], anchors=[lesson(9000 + number) for number in range(5)])
+    stage.loop.enrol(learner)
+    stage.add(A, range(24))
+    stage.run()
+    decision = stage.journal.decisions(A)[0]
+    assert decision.action == "published"
+    assert stage.trainer.passes == passes * int(decision.numbers["steps"])
     stage.journal.close()
 
 

@@ -6,7 +6,7 @@ Each of these is a generator that yields between pieces of work; each piece is o
 import math
 import random
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Generic
 
 from hyprstream.refs import AdapterName
@@ -25,6 +25,8 @@ from hyprstream.train.sample import Sample
 from hyprstream.train.screen import counted, rotated, screen, unlikely, with_prompts
 
 _ASSOCIATED = 64  # samples that are tried with the prompts of others
+# Of a pass: its longest slices grow with them, and are 20 ms of SmolLM2 with so many.
+_PASS_TOKENS = 512
 
 
 class Teaching(Generic[Weights]):
@@ -90,7 +92,8 @@ class Teaching(Generic[Weights]):
             samples = [kept.sample for kept in chosen if self._is_wanted(kept)]
             if samples:
                 anchors = self._anchors(learner, chance)
-                yield from run(trainer.begin(name, samples, anchors=anchors))
+                for part, held_by in _parts(samples, anchors):
+                    yield from run(trainer.begin(name, part, anchors=held_by))
                 report = yield from run(trainer.begin_apply(name))
                 lesson.gradient_norms.append(report.grad_norm)
                 spent.steps += 1
@@ -216,3 +219,22 @@ class Teaching(Generic[Weights]):
     def _is_wanted(self, kept: Kept) -> bool:
         """Tell whether a sample was not withdrawn meanwhile."""
         return self._parts.buffer.is_wanted(kept)
+
+
+def _parts(
+    samples: Sequence[Sample], anchors: Sequence[Sample] | None
+) -> Iterator[tuple[Sequence[Sample], Sequence[Sample] | None]]:
+    """Divide a step into passes, each held by some of the anchors and by one at least."""
+    parts: list[list[Sample]] = []
+    size = 0
+    for sample in samples:
+        if not parts or size + len(sample.token_ids) > _PASS_TOKENS:
+            parts.append([])
+            size = 0
+        parts[-1].append(sample)
+        size += len(sample.token_ids)
+    for place, part in enumerate(parts):
+        if not anchors:
+            yield part, None
+        else:
+            yield part, anchors[place :: len(parts)] or anchors[place % len(anchors) :][:1]
