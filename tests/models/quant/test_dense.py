@@ -9,7 +9,7 @@ from torch import Tensor
 from hyprstream.errors import InvalidSettingsError
 from hyprstream.kernels.native import DenseMatrix, Instructions, open_kernels
 from hyprstream.models import native
-from hyprstream.models.quant import DenseWeight, multiply_all
+from hyprstream.models.quant import DenseWeight, multiply_all, products, together
 from hyprstream.models.quant.together import NativeWeight
 
 pytestmark = pytest.mark.skipif(native.kernels() is None, reason="no kernels were compiled")
@@ -144,6 +144,24 @@ def test_weights_that_the_kernel_cannot_read_are_left_to_torch() -> None:
         assert multiply_all([DenseWeight(tensor)], x) is None
     w = torch.randn(40, 30).bfloat16().t()
     torch.testing.assert_close(DenseWeight(w).matmul(x), x @ w.t(), rtol=2e-2, atol=1e-1)
+
+
+@pytest.mark.parametrize(
+    ("is_fast", "has_amx", "most"), [(False, False, 64), (True, False, 16), (True, True, 4)]
+)
+def test_up_to_how_many_rows_the_kernel_is_faster_depends_on_the_processor(
+    monkeypatch: pytest.MonkeyPatch, is_fast: bool, has_amx: bool, most: int
+) -> None:
+    monkeypatch.setattr(products, "bfloat16_is_fast", lambda: is_fast)
+    monkeypatch.setattr(products, "has_amx", lambda: has_amx)
+    limit = together.max_dense_rows.__wrapped__
+    kernels = native.kernels()
+    assert kernels is not None
+    assert limit() == (most if kernels.packed_is_fast else 0)
+    monkeypatch.setattr(together, "max_dense_rows", limit)
+    weight, x = DenseWeight(torch.randn(8, 32).bfloat16()), torch.randn(65, 32).bfloat16()
+    assert multiply_all([weight], x[: most + 1]) is None
+    assert (multiply_all([weight], x[:most]) is not None) == kernels.packed_is_fast
 
 
 def test_the_environment_narrows_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
